@@ -1,0 +1,29 @@
+"""Run migrations on the database of PUSHPUSH_DATABASE_URL, one migrator at a time."""
+
+import os
+
+from alembic import context
+from sqlalchemy import create_engine, pool, text
+
+LOCK = 7_250_417  # an advisory lock of our own; two pods that start together must not migrate together
+
+
+def url() -> str:
+    """Return the database's address for SQLAlchemy, through psycopg 3."""
+    given = context.config.get_main_option("sqlalchemy.url") or os.environ["PUSHPUSH_DATABASE_URL"]
+    scheme, rest = given.split("://", 1)
+    return given if "+" in scheme else f"postgresql+psycopg://{rest}"
+
+
+def run() -> None:
+    """Upgrade within one transaction, under the lock."""
+    engine = create_engine(url(), poolclass=pool.NullPool)
+    with engine.connect() as connection:
+        context.configure(connection=connection, transaction_per_migration=False)
+        with context.begin_transaction():
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+            context.run_migrations()
+    engine.dispose()
+
+
+run()

@@ -1,0 +1,47 @@
+"""`make bench`: speed, CPU and memory of the fleet on this machine, on a private RabbitMQ and PostgreSQL.
+
+Every figure comes with its CPU per message, since messages a second depend on what else the machine does. Nothing is
+asserted: a measurement is not a test.
+"""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from bench.measure import Figure, opened
+from bench.scenes import end_to_end, idle_rooms, router_alone
+
+FOLDER = Path(".run/bench")
+SCENES = (idle_rooms, router_alone, end_to_end)
+
+
+async def measure(console: Console) -> list[Figure]:
+    """Run every measurement, one after the other."""
+    figures: list[Figure] = []
+    with console.status("Starting a private RabbitMQ and PostgreSQL") as status:
+        async with opened(FOLDER) as site:
+            for scene in SCENES:
+                status.update(scene.__doc__ or "")
+                figures += await scene(site)
+    return figures
+
+
+def main() -> None:
+    """Measure, and print what was found."""
+    figures = asyncio.run(measure(Console(stderr=True)))
+    if "--json" in sys.argv:
+        print(json.dumps([msgspec.to_builtins(each) for each in figures]))
+        return
+    table = Table("what", "measured", "goal", "made of", box=None, pad_edge=False, header_style="bold")
+    for each in figures:
+        table.add_row(each.what, f"{each.value:,.0f} {each.unit}", each.goal, each.detail)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+if __name__ == "__main__":
+    main()

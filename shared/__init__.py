@@ -1,0 +1,1 @@
+"""What every room uses: mail (pure), broker, store and runtime."""

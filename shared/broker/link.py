@@ -1,0 +1,120 @@
+"""One AMQP connection that comes back by itself.
+
+Each time it is up, everything is declared anew and the owner's `on_up` starts its consumers; when it goes down, what
+was not acknowledged belongs to the broker again. That is plainer than restoring the state of a dead connection, and it
+gives the router the moment at which it must read the rules again (fanout events in the gap are lost).
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import Self, cast
+
+import aio_pika
+import aiormq
+import structlog
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aiormq.exceptions import AMQPError
+
+from shared.broker import topology
+from shared.runtime.health import Health
+
+log = structlog.get_logger()
+
+RETRY = (0.2, 0.5, 1.0, 2.0)  # seconds between attempts to connect; the last one repeats
+HEARTBEAT = 30  # seconds
+FAULTS = (AMQPError, OSError, asyncio.TimeoutError, RuntimeError)  # what a lost connection raises, wherever it shows
+
+OnUp = Callable[[AbstractConnection], Awaitable[None]]
+
+
+class Link:
+    """A connection with one channel to publish on, and consumers of the owner's making."""
+
+    def __init__(self, url: str, *, name: str, health: Health | None = None, on_up: OnUp | None = None) -> None:
+        """Describe the connection; nothing happens before `async with`.
+
+        Args:
+            url: `amqp://USER:PASSWORD@HOST:PORT/VHOST`.
+            name: What the broker calls the connection, for people who look at it there.
+            health: Told about the need `broker`.
+            on_up: Called after each (re)connect, once everything is declared.
+        """
+        self._url = url
+        self._name = name
+        self._health = health or Health()
+        self._on_up = on_up
+        self._channel: AbstractChannel | None = None
+        self._publishing: aiormq.Channel | None = None
+        self._up = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start connecting in the background; does not wait for the broker."""
+        self._task = asyncio.create_task(self._run(), name=f"link {self._name}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    @property
+    def publishing(self) -> aiormq.Channel | None:
+        """The same channel, one layer below, for publishing at speed; None while the broker is away."""
+        return self._publishing
+
+    @property
+    def channel(self) -> AbstractChannel | None:
+        """The channel to publish on, confirmed and with returns raised; None while the broker is away."""
+        return self._channel
+
+    async def wait_up(self) -> None:
+        """Return once the broker is there."""
+        await self._up.wait()
+
+    async def _run(self) -> None:
+        attempt = 0
+        while True:
+            try:
+                async with self._connected() as closed:
+                    attempt = 0
+                    await closed.wait()
+                log.warning("broker connection lost")
+                self._health.ill("broker", "the connection was lost")
+            except FAULTS as error:
+                if attempt == 0:
+                    log.warning("broker unreachable, trying on", error=repr(error))
+                self._health.ill("broker", f"cannot connect: {error!r}")
+                await asyncio.sleep(RETRY[min(attempt, len(RETRY) - 1)])
+                attempt += 1
+
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncIterator[asyncio.Event]:
+        closed = asyncio.Event()
+        connection = await aio_pika.connect(
+            self._url, timeout=10, heartbeat=HEARTBEAT, client_properties={"connection_name": self._name}
+        )
+        try:
+            connection.close_callbacks.add(lambda *_: closed.set())
+            channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+            channel.close_callbacks.add(lambda *_: closed.set())
+            await topology.declare(channel)
+            self._channel = channel
+            self._publishing = cast("aiormq.Channel", await channel.get_underlay_channel())
+            if self._on_up is not None:
+                await self._on_up(connection)
+            self._health.well("broker")
+            self._up.set()
+            log.info("broker connected")
+            yield closed
+        finally:
+            self._up.clear()
+            self._channel = self._publishing = None
+            with contextlib.suppress(*FAULTS):
+                await connection.close()

@@ -1,0 +1,128 @@
+"""Make true what was decided, confirmed, before the message is acked.
+
+A crash between the two delivers twice; the other order loses mail. Every hop holds this.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Literal, Protocol, assert_never
+
+import structlog
+
+from shared.broker import topology
+from shared.broker.publisher import Publisher
+from shared.mail import codec, dsn
+from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, RetryAt
+from shared.mail.envelope import Delivery
+from shared.mail.retry import Schedule
+from shared.runtime.chance import new_id
+from shared.runtime.clock import Clock, now
+from shared.runtime.errors import StoreUnavailable
+
+log = structlog.get_logger()
+
+
+class WaitingRoom(Protocol):
+    """Where deliveries wait for their next attempt."""
+
+    async def defer(self, delivery: Delivery, body: bytes, at: datetime) -> None:
+        """Keep a delivery until then; when this returns it is committed.
+
+        Raises:
+            StoreUnavailable: It was not committed.
+        """
+
+
+class Settler:
+    """Carries out dispositions."""
+
+    def __init__(
+        self, publisher: Publisher, waiting: WaitingRoom, *, hostname: str, schedule: Schedule, clock: Clock = now
+    ) -> None:
+        """Use a publisher and a waiting room; reports are signed with the hostname."""
+        self._publisher = publisher
+        self._waiting = waiting
+        self._hostname = hostname
+        self._schedule = schedule
+        self._now = clock
+
+    async def settle(self, delivery: Delivery, message: bytes, verdicts: Mapping[str, Disposition]) -> None:
+        """Do what was decided for each recipient; recipients with the same verdict stay together.
+
+        Args:
+            delivery: The delivery as it was taken from the queue.
+            message: The whole message.
+            verdicts: By recipient.
+
+        Raises:
+            BrokerUnavailable: Something was not confirmed: the delivery must stay in its queue.
+        """
+        together: dict[Disposition, list[str]] = defaultdict(list)
+        for recipient, verdict in verdicts.items():
+            together[verdict].append(recipient)
+        for verdict, recipients in together.items():
+            await self._do(verdict, delivery.only(tuple(recipients)), message)
+
+    async def park(self, delivery: Delivery, message: bytes, at: datetime) -> None:
+        """Keep a delivery until then: in the store, or in limbo while the store is away.
+
+        Raises:
+            BrokerUnavailable: Neither took it.
+        """
+        try:
+            await self._waiting.defer(delivery.but(retry_at=None), message, at)
+        except StoreUnavailable as error:
+            log.warning("store away, delivery waits in limbo", id=delivery.id, error=str(error))
+            await self._publisher.delivery(topology.LIMBO, delivery.but(retry_at=at), message)
+
+    async def set_aside(self, data: bytes, reason: str, headers: Mapping[str, object], message_id: str | None) -> None:
+        """Keep what cannot be read in `mail.undecodable`, whole, with the reason.
+
+        Raises:
+            BrokerUnavailable: It was not confirmed.
+        """
+        log.error("undecodable", id=message_id, reason=reason, size=len(data))
+        # The id is a header field here: one sender may give many messages the same, and the property must be unique.
+        kept = {**headers, "reason": reason} | ({"message_id": message_id} if message_id else {})
+        await self._publisher.raw(topology.UNDECODABLE, data, headers=kept)
+
+    async def _do(self, verdict: Disposition, part: Delivery, message: bytes) -> None:
+        match verdict:
+            case Done() | Drop():
+                pass
+            case FallBack(reply):
+                await self._publisher.delivery(topology.SMTP, part.but(quick=0, reply=reply), message)
+            case RetryAt(at, reply, quick=True):
+                await self.park(part.but(quick=part.quick + 1, reply=reply), message, at)
+            case RetryAt(at, reply, warn=warn):
+                if warn:
+                    await self._report(part, message, verdict, "delayed")
+                later = part.but(attempts=part.attempts + 1, quick=0, reply=reply, warned=part.warned or warn)
+                await self.park(later, message, at)
+            case Bounce():
+                await self._report(part, message, verdict, "failed")
+            case _:
+                assert_never(verdict)
+
+    async def _report(
+        self, part: Delivery, message: bytes, verdict: Bounce | RetryAt, action: Literal["failed", "delayed"]
+    ) -> None:
+        report = dsn.Report(
+            delivery=part,
+            action=action,
+            reply=verdict.reply,
+            expired=isinstance(verdict, Bounce) and verdict.expired,
+            hostname=self._hostname,
+            id=new_id(),
+            now=self._now(),
+            retry_until=part.envelope.accepted_at + self._schedule.max_age if action == "delayed" else None,
+        )
+        await self._publisher.raw(
+            topology.OUTBOUND,
+            dsn.compose(report, message),
+            message_id=report.id,
+            content_type=codec.CONTENT_TYPE,
+            headers={"mail_from": "", "rcpt_to": [part.envelope.mail_from], "smtputf8": report.smtputf8},
+        )
+        log.info("reported", id=part.id, action=action, report=report.id)

@@ -1,0 +1,66 @@
+"""Every queue and exchange of the fleet, in one place.
+
+All queues are durable quorum queues: they survive a broker restart and, in a cluster, the loss of a node. Whoever
+declares one must use exactly these arguments, or RabbitMQ refuses with 406 PRECONDITION_FAILED. Nothing newer than
+RabbitMQ 3.10 is required and nothing that RabbitMQ 4 removed is used (docs/adr/0001-queue-topology.md).
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import aio_pika
+from aio_pika.abc import AbstractChannel
+
+OUTBOUND: Final = "mail.outbound"  # CONTRACT: RFC 5322 bytes, envelope in the headers
+REROUTE: Final = "mail.reroute"  # deliveries that are due again; the router applies the rules of the moment
+HTTPS: Final = "deliver.https"  # deliveries for the https workers
+SMTP: Final = "deliver.smtp"  # deliveries for the smtp workers
+LIMBO: Final = "mail.limbo"  # deliveries that could not be stored; back to mail.reroute after LIMBO_WAIT
+UNDECODABLE: Final = "mail.undecodable"  # what could not be read, whole, with header `reason`
+
+RELOAD: Final = "dns_overrides.reload"  # CONTRACT: fanout; {"version": N} or anything else for "release and reload"
+
+LIMBO_WAIT: Final = 60_000  # milliseconds; the queue's TTL, since a message's own TTL only counts at the head
+
+# How often the broker hands out one message again before it is set aside. A crash of a consumer counts for all that it
+# had prefetched, so this is well above the restarts of a bad day; a message that kills its worker still ends somewhere.
+DELIVERY_LIMIT: Final = 50
+
+_QUORUM: Final[Mapping[str, str | int]] = {"x-queue-type": "quorum"}
+
+_WORK: Final[Mapping[str, str | int]] = {
+    **_QUORUM,
+    "x-delivery-limit": DELIVERY_LIMIT,
+    "x-dead-letter-exchange": "",
+    "x-dead-letter-routing-key": UNDECODABLE,
+    # The broker drops the message only when the other queue has confirmed it; this strategy demands reject-publish.
+    "x-dead-letter-strategy": "at-least-once",
+    "x-overflow": "reject-publish",
+}
+
+QUEUES: Final[Mapping[str, Mapping[str, str | int]]] = {
+    OUTBOUND: _WORK,
+    REROUTE: _WORK,
+    HTTPS: _WORK,
+    SMTP: _WORK,
+    LIMBO: {
+        **_QUORUM,
+        "x-message-ttl": LIMBO_WAIT,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": REROUTE,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    },
+    UNDECODABLE: _QUORUM,
+}
+
+
+async def declare(channel: AbstractChannel) -> None:
+    """Declare every queue and the reload exchange; does nothing where they already are.
+
+    Raises:
+        aio_pika.exceptions.ChannelPreconditionFailed: A queue of this name exists with other arguments.
+    """
+    for name, arguments in QUEUES.items():
+        await channel.declare_queue(name, durable=True, arguments=dict(arguments))
+    await channel.declare_exchange(RELOAD, aio_pika.ExchangeType.FANOUT, durable=True)

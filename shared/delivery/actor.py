@@ -1,0 +1,157 @@
+"""The way of one delivery through a delivery room: decode, deliver, decide, settle; then it is acked."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Literal, Protocol
+
+import structlog
+from prometheus_client import Counter, Histogram
+
+from shared.broker.dramatiq_broker import Job
+from shared.broker.settle import Settler
+from shared.mail import codec, trace
+from shared.mail.disposition import Disposition, decide
+from shared.mail.envelope import Delivery
+from shared.mail.outcome import Deferred, Outcome
+from shared.mail.reply import Reply
+from shared.mail.retry import Schedule
+from shared.runtime.chance import Dice, spread
+from shared.runtime.clock import Clock, now
+from shared.runtime.errors import BrokerUnavailable, StoreUnavailable
+from shared.store.bodies import Bodies
+
+log = structlog.get_logger()
+
+_STORE_WAIT = timedelta(minutes=1)  # before a delivery whose body could not be read is tried again
+_PAUSE = 1.0  # seconds between two tries to settle
+_OUTCOMES = Counter("pushpush_outcomes_total", "What became of recipients", ["transport", "outcome"])
+_SECONDS = Histogram("pushpush_delivery_seconds", "From the start of an attempt to its outcome", ["transport"])
+
+Transport = Literal["https", "smtp"]
+
+
+class Deliver(Protocol):
+    """A transport. A refusal is a value; nothing is raised for one."""
+
+    async def deliver(self, delivery: Delivery, message: bytes) -> Mapping[str, Outcome]:
+        """Try once, and return one outcome for each recipient.
+
+        Args:
+            delivery: To whom, and where.
+            message: The whole message, our Received field on top.
+        """
+
+
+class Actor:
+    """Takes jobs of one queue through one transport."""
+
+    def __init__(
+        self,
+        by: Transport,
+        transport: Deliver,
+        settler: Settler,
+        bodies: Bodies,
+        *,
+        hostname: str,
+        schedule: Schedule,
+        log_addresses: bool = False,
+        clock: Clock = now,
+        dice: Dice = spread,
+    ) -> None:
+        """Deliver by a transport; `hostname` signs the Received field."""
+        self._by = by
+        self._transport = transport
+        self._settler = settler
+        self._bodies = bodies
+        self._hostname = hostname
+        self._schedule = schedule
+        self._log_addresses = log_addresses
+        self._now = clock
+        self._dice = dice
+
+    async def __call__(self, job: Job) -> None:
+        """Take one job all the way; when this returns, the job may be acked.
+
+        Raises:
+            BrokerUnavailable: It could not be settled and its connection is gone: the broker hands it out again.
+        """
+        try:
+            delivery, inline = codec.decode(job.body)
+        except codec.DecodeError as error:
+            await self._settler.set_aside(error.data, str(error), {}, job.message_id or None)
+            return
+        message = await self._message(delivery, inline)
+        if message is None:
+            return
+        outcomes = await self._attempt(delivery, message)
+        verdicts = {recipient: self._decide(delivery, outcome) for recipient, outcome in outcomes.items()}
+        await self._settle(job, delivery, message, verdicts)
+
+    async def _message(self, delivery: Delivery, inline: bytes) -> bytes | None:
+        """Return the message, from the store when it did not travel along; None when it was dealt with otherwise."""
+        reference = delivery.envelope.body_ref
+        if reference is None:
+            return inline
+        try:
+            stored = await self._bodies.get(reference)
+        except StoreUnavailable as error:
+            log.warning("store away, a large message waits", id=delivery.id, error=str(error))
+            await self._settler.park(delivery, b"", self._now() + _STORE_WAIT)
+            return None
+        if stored is None:
+            data = codec.encode(delivery, b"")
+            await self._settler.set_aside(data, f"body {reference} is not in the store", {}, delivery.id)
+        return stored
+
+    async def _attempt(self, delivery: Delivery, message: bytes) -> Mapping[str, Outcome]:
+        began = time.monotonic()
+        try:
+            stamped = trace.received(delivery, self._hostname) + message
+            outcomes = await self._transport.deliver(delivery, stamped)
+        except Exception:
+            # A fault of our own must not bounce someone's mail: what is unknown is temporary.
+            log.exception("delivery broke", id=delivery.id, domain=delivery.domain)
+            fault = Deferred(Reply(code=451, enhanced="4.3.0", text="an internal fault; see the log of the worker"))
+            outcomes = dict.fromkeys(delivery.envelope.rcpt_to, fault)
+        seconds = time.monotonic() - began
+        _SECONDS.labels(self._by).observe(seconds)
+        for recipient, outcome in outcomes.items():
+            self._tell(delivery, recipient, outcome, seconds)
+        return outcomes
+
+    def _decide(self, delivery: Delivery, outcome: Outcome) -> Disposition:
+        return decide(delivery, outcome, by=self._by, schedule=self._schedule, now=self._now(), spread=self._dice())
+
+    async def _settle(self, job: Job, delivery: Delivery, message: bytes, verdicts: dict[str, Disposition]) -> None:
+        """Settle, and keep trying while the job is still ours: delivering it anew would deliver it twice."""
+        while True:
+            try:
+                await self._settler.settle(delivery, message, verdicts)
+            except BrokerUnavailable as error:
+                if job.stale():
+                    raise
+                log.warning("cannot settle now, keeps trying", id=delivery.id, error=str(error))
+                await asyncio.sleep(_PAUSE)
+            else:
+                return
+
+    def _tell(self, delivery: Delivery, recipient: str, outcome: Outcome, seconds: float) -> None:
+        kind = type(outcome).__name__.lower()
+        _OUTCOMES.labels(self._by, kind).inc()
+        reply, route = outcome.reply, delivery.route
+        log.info(
+            kind,
+            id=delivery.id,
+            recipient=recipient if self._log_addresses else delivery.domain,
+            transport=self._by,
+            rule=route.key or None,
+            version=route.version,
+            attempt=delivery.attempts + 1,
+            code=reply.code,
+            enhanced=reply.enhanced or None,
+            reply=reply.text,
+            mta=reply.mta,
+            ms=round(seconds * 1000),
+        )

@@ -1,0 +1,1 @@
+"""What concerns the fleet as a whole: broker and store together."""

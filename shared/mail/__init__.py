@@ -1,0 +1,1 @@
+"""Mail, without any I/O: values, parsing, matching and decisions. Clock and dice are arguments."""

@@ -1,0 +1,84 @@
+"""The envelope of a message (RFC 5321 2.3.1), and a delivery: the part of it that goes one way."""
+
+from datetime import datetime
+from typing import Literal, Self
+
+import msgspec
+
+from shared.mail.reply import Reply
+from shared.mail.route import Route
+
+MAX_RECIPIENTS = 1_000  # of one message at the ingress
+MAX_RECIPIENTS_PER_DELIVERY = 100  # RFC 5321 4.5.3.1.8: every server takes at least so many
+
+Ret = Literal["FULL", "HDRS"]
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Who sends to whom, and what the sender asked for.
+
+    Attributes:
+        id: The queue id of the message: what logs, reports and operators call it.
+        mail_from: The reverse-path; "" is the null one: a bounce, never bounced again (RFC 5321 6.1).
+        rcpt_to: The forward-paths, as the sender wrote them.
+        accepted_at: When the fleet took responsibility, UTC.
+        smtputf8: The sender asked for SMTPUTF8 (RFC 6531).
+        envid: The sender's own id, given back in reports (RFC 3461 4.4).
+        ret: How much of the message a report gives back (RFC 3461 4.3).
+        notify: When to report (RFC 3461 4.1), for example `NEVER` or `FAILURE,DELAY`; None for the default.
+        body_ref: The id of the stored body, when it is too large to travel along.
+    """
+
+    id: str
+    mail_from: str
+    rcpt_to: tuple[str, ...]
+    accepted_at: datetime
+    smtputf8: bool = False
+    envid: str | None = None
+    ret: Ret | None = None
+    notify: str | None = None
+    body_ref: str | None = None
+
+    @property
+    def is_report(self) -> bool:
+        """Say whether this is itself a report, which must never cause another (RFC 3461 6.1)."""
+        return not self.mail_from
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Recipients of one message at one domain, on one route.
+
+    Attributes:
+        envelope: The envelope, with the recipients of this delivery only.
+        domain: The recipients' domain, normalised.
+        route: Where the router sends it.
+        attempts: How often its transports have been through with it; 0 before the first attempt.
+        quick: How often HTTPS was told "later" in the current attempt.
+        warned: The sender has been told that it is late.
+        retry_at: Not before this time, UTC; None when it is due.
+        reply: What was answered last.
+    """
+
+    envelope: Envelope
+    domain: str
+    route: Route
+    attempts: int = 0
+    quick: int = 0
+    warned: bool = False
+    retry_at: datetime | None = None
+    reply: Reply | None = None
+
+    @property
+    def id(self) -> str:
+        """The id of the message it is part of."""
+        return self.envelope.id
+
+    def only(self, recipients: tuple[str, ...]) -> Self:
+        """Return the same delivery for some of its recipients."""
+        if recipients == self.envelope.rcpt_to:
+            return self
+        return self.but(envelope=msgspec.structs.replace(self.envelope, rcpt_to=recipients))
+
+    def but(self, **changes: object) -> Self:
+        """Return the same delivery with some fields changed."""
+        return msgspec.structs.replace(self, **changes)

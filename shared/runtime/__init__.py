@@ -1,0 +1,1 @@
+"""What a process needs around its job: settings, log, health, signals, clock and chance."""

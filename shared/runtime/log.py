@@ -1,0 +1,53 @@
+"""One line per event on standard error: JSON for machines, text for people."""
+
+import logging
+import sys
+from typing import Any, Literal
+
+import msgspec
+import structlog
+from structlog.typing import Processor
+
+_QUIET = ("aiormq", "aio_pika", "pika", "dramatiq", "aiosmtplib", "httpx", "httpcore", "psycopg.pool", "asyncio")
+
+
+def _json(event: Any, **_: Any) -> str:
+    return msgspec.json.encode(event, enc_hook=str).decode()
+
+
+def set_up(*, form: Literal["json", "text"], level: str, room: str) -> None:
+    """Configure structlog and the standard library's logging to write the same lines.
+
+    Args:
+        form: `json` or `text`.
+        level: The least level written: debug, info, warning or error.
+        room: The name of the room, on every line.
+    """
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: Processor = (
+        structlog.processors.JSONRenderer(serializer=_json)
+        if form == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[*shared, structlog.processors.format_exc_info, renderer] if form == "json" else [*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(room=room)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    for name in _QUIET:
+        # Their news on a lost connection is told by the room itself, once and in words.
+        logging.getLogger(name).setLevel(logging.CRITICAL if level != "debug" else logging.DEBUG)

@@ -1,0 +1,1 @@
+"""PostgreSQL: rules, routers, waiting mail and large bodies."""

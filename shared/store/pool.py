@@ -1,0 +1,77 @@
+"""Connections to PostgreSQL, and the one place where psycopg's exceptions become ours."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+
+from shared.runtime.errors import StoreUnavailable
+
+Connection = AsyncConnection[TupleRow]
+_AWAY = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.ReadOnlySqlTransaction,  # a replica that is not promoted yet
+    PoolTimeout,
+    PoolClosed,
+    OSError,
+)
+
+
+class Pool:
+    """A pool that opens without waiting: a room starts, and says in its health that the store is away."""
+
+    def __init__(self, url: str, *, name: str, size: int = 4, timeout: float = 5.0) -> None:
+        """Describe the pool; nothing is opened yet.
+
+        Args:
+            url: `postgresql://USER@HOST:PORT/DATABASE`.
+            name: What PostgreSQL calls the connections, for people who look at it there.
+            size: The most connections.
+            timeout: Seconds to wait for a connection before the store counts as away.
+        """
+        self._pool = AsyncConnectionPool(
+            url,
+            min_size=1,
+            max_size=size,
+            timeout=timeout,
+            open=False,
+            max_idle=60,
+            reconnect_timeout=2,
+            check=AsyncConnectionPool.check_connection,
+            kwargs={
+                "application_name": f"pushpush {name}",
+                "connect_timeout": 3,
+                # A dead peer is noticed in seconds, not in the two hours of the system's default.
+                "keepalives_idle": 5,
+                "keepalives_interval": 2,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 10_000,
+            },
+        )
+
+    async def open(self) -> None:
+        """Start connecting in the background."""
+        await self._pool.open()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._pool.close()
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """Give a connection in a transaction, committed when the block ends without an exception.
+
+        Raises:
+            StoreUnavailable: PostgreSQL is away, or did not answer the commit: it may or may not have happened.
+        """
+        try:
+            async with self._pool.connection() as connection:
+                yield connection
+        except psycopg.errors.UndefinedTable as error:
+            raise StoreUnavailable("the tables are not there yet: run `pushpush migrate`") from error
+        except _AWAY as error:
+            raise StoreUnavailable(f"PostgreSQL is away: {str(error).strip() or type(error).__name__}") from error

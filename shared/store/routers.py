@@ -1,0 +1,75 @@
+"""The live routers, and the version of the rules that each has applied."""
+
+from datetime import datetime
+
+import msgspec
+from psycopg.rows import class_row
+
+from shared.store.pool import Pool
+
+HEARTBEAT = 2.0  # seconds between two signs of life
+LIVE = 8.0  # seconds after which a router without one no longer counts
+
+
+class Router(msgspec.Struct, frozen=True, kw_only=True):
+    """One router.
+
+    Attributes:
+        name: Machine or pod, and process.
+        started_at: When it registered.
+        seen_at: Its last sign of life.
+        applied: It publishes nothing under rules older than this version.
+        live: It gave a sign of life lately.
+    """
+
+    name: str
+    started_at: datetime
+    seen_at: datetime
+    applied: int
+    live: bool
+
+
+class Routers:
+    """The table `routers`."""
+
+    def __init__(self, pool: Pool) -> None:
+        """Use a pool."""
+        self._pool = pool
+
+    async def register(self, name: str) -> None:
+        """Sign in, before the rules are loaded: whoever changes a rule after this waits for this router."""
+        await self._write(
+            "INSERT INTO routers (name) VALUES (%s) "
+            "ON CONFLICT (name) DO UPDATE SET started_at = now(), seen_at = now(), applied = 0",
+            (name,),
+        )
+
+    async def seen(self, name: str, applied: int) -> None:
+        """Give a sign of life, with the version applied; signs in again when the row is gone."""
+        await self._write(
+            "INSERT INTO routers (name, applied) VALUES (%s, %s) "
+            "ON CONFLICT (name) DO UPDATE SET seen_at = now(), applied = excluded.applied",
+            (name, applied),
+        )
+
+    async def leave(self, name: str) -> None:
+        """Sign out."""
+        await self._write("DELETE FROM routers WHERE name = %s", (name,))
+
+    async def all(self) -> list[Router]:
+        """Return every router that is signed in, live or not."""
+        async with self._pool.transaction() as connection, connection.cursor(row_factory=class_row(Router)) as cursor:
+            await cursor.execute(
+                "SELECT name, started_at, seen_at, applied, seen_at > now() - make_interval(secs => %s) AS live "
+                "FROM routers ORDER BY name",
+                (LIVE,),
+            )
+            return await cursor.fetchall()
+
+    async def forget(self, *, silent_for: float) -> int:
+        """Delete routers that gave no sign of life for so many seconds; return how many."""
+        return await self._write("DELETE FROM routers WHERE seen_at < now() - make_interval(secs => %s)", (silent_for,))
+
+    async def _write(self, statement: str, values: tuple[object, ...]) -> int:
+        async with self._pool.transaction() as connection:
+            return (await connection.execute(statement, values)).rowcount

@@ -1,0 +1,35 @@
+"""What tests of every kind share: the private RabbitMQ and PostgreSQL, started once a run."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.local.services import PostgreSQL, RabbitMQ
+from shared.store import migrate
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Run async tests on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """A RabbitMQ of this run's own."""
+    broker = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
+    broker.start()
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
+    """A PostgreSQL of this run's own, migrated."""
+    database = PostgreSQL(tmp_path_factory.mktemp("postgres"))
+    database.start()
+    migrate.upgrade(database.url)
+    yield database
+    database.stop()

@@ -1,0 +1,157 @@
+"""What answers to POST /mxdeliv mean, server by server. A 200 is not proof, and only a mail server may bounce mail."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.mail.mxdeliv import MAX_ANSWER, interpret
+from shared.mail.outcome import Deferred, Delivered, Failed, Outcome, Unsuited
+from shared.mail.reply import Reply
+from tests.unit.strategies import hostile_text
+
+Kind = type[Delivered] | type[Deferred] | type[Failed] | type[Unsuited]
+
+PLAIN = "text/plain; charset=utf-8"
+HTML = "text/html; charset=UTF-8"
+PAGE = b"<html><head><title>413 Request Entity Too Large</title></head><body>nginx</body></html>"
+
+
+def reply_of(outcome: Outcome) -> Reply:
+    """Return the reply in an outcome."""
+    return outcome.reply
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type", "body", "kind", "said"),
+    [
+        # madmail
+        (200, PLAIN, b"OK", Delivered, "250 OK"),
+        (400, PLAIN, b"bad request", Unsuited, None),
+        (403, PLAIN, b"Forbidden", Failed, "550 5.7.1 Forbidden"),
+        (403, PLAIN, b"Encryption Needed: Invalid Unencrypted Mail\n", Failed,
+         "550 5.7.1 Encryption Needed: Invalid Unencrypted Mail"),
+        (413, PLAIN, b"message too large", Failed, "552 5.3.4 message too large"),
+        (507, PLAIN, b"quota", Deferred, "452 4.2.2 quota"),
+        (500, PLAIN, b"error", Deferred, "451 4.3.0 error"),
+        # filtermail: the SMTP reply in the body decides
+        (200, PLAIN, b"250 OK", Delivered, "250 OK"),
+        (200, PLAIN, b"250 2.0.0 Ok: queued as 4Xy\r\n", Delivered, "250 2.0.0 Ok: queued as 4Xy"),
+        (200, PLAIN, b"250-2.0.0 one\r\n250 2.0.0 two\r\n", Delivered, "250 2.0.0 one two"),
+        (400, PLAIN, b"450 4.2.1 mailbox busy", Deferred, "450 4.2.1 mailbox busy"),
+        (400, PLAIN, b"451 try later", Deferred, "451 try later"),
+        (400, PLAIN, b"523 Encryption Needed: Invalid Unencrypted Mail", Failed,
+         "523 Encryption Needed: Invalid Unencrypted Mail"),
+        (400, PLAIN, b"554 5.7.1 no", Failed, "554 5.7.1 no"),
+        (400, PLAIN, b"550-5.7.1 one\r\n550-5.7.1 two\r\n550 5.7.1 three", Failed, "550 5.7.1 one two three"),
+        (413, PLAIN, b"552 Message exceeds maximum size", Failed, "552 Message exceeds maximum size"),
+        (405, PLAIN, b"", Unsuited, None),
+        # a server that says with 200 what it means in the body
+        (200, PLAIN, b"550 5.1.1 no such user", Failed, "550 5.1.1 no such user"),
+        (200, PLAIN, b"450 later", Deferred, "450 later"),
+        (200, PLAIN, b"354 go on", Deferred, "354 go on"),
+        (503, PLAIN, b"503 5.5.1 bad sequence", Failed, "503 5.5.1 bad sequence"),
+        # a success in an HTTP error is a contradiction
+        (500, PLAIN, b"250 OK", Deferred, "451 4.5.0 HTTP 500 with 250 OK"),
+        (404, PLAIN, b"250 OK", Deferred, "451 4.5.0 HTTP 404 with 250 OK"),
+        # madexchanger
+        (200, "", b"", Delivered, "250"),
+        (202, "", b"", Delivered, "250"),
+        (204, "", b"", Delivered, "250"),
+        (400, "", b"", Unsuited, None),
+        (403, "", b"", Unsuited, None),
+        (413, "", b"", Unsuited, None),
+        (500, "", b"", Deferred, "451 4.3.0 HTTP 500"),
+        (502, PLAIN, b"Forwarding failed for all recipients", Deferred,
+         "451 4.3.0 Forwarding failed for all recipients"),
+        # "later" in plain text
+        (429, PLAIN, b"slow down", Deferred, "450 4.7.0 slow down"),
+        (429, "", b"", Deferred, "450 4.7.0 HTTP 429"),
+        (503, "", b"", Deferred, "450 4.3.2 HTTP 503"),
+        (504, "", b"", Deferred, "451 4.3.0 HTTP 504"),
+        # web servers and proxies in front
+        (413, HTML, PAGE, Unsuited, None),
+        (413, "", PAGE, Unsuited, None),
+        (502, HTML, b"<html>Bad Gateway</html>", Unsuited, None),
+        (403, HTML, b"Forbidden", Unsuited, None),
+        (403, PLAIN, b"x" * 257, Unsuited, None),
+        (413, PLAIN, b"x" * 257, Unsuited, None),
+        # web sites
+        (200, HTML, b"OK", Unsuited, None),
+        (200, "application/xhtml+xml", b"OK", Unsuited, None),
+        (200, "TEXT/HTML", b"", Unsuited, None),
+        (200, "", b"<!doctype html><p>Hello", Unsuited, None),
+        (200, "", b"\r\n\t <html>", Unsuited, None),
+        (200, "", b"\xef\xbb\xbf<html>", Unsuited, None),
+        (200, "", b"\x00<html>", Unsuited, None),
+        (200, PLAIN, b"x" * 257, Unsuited, None),
+        (200, PLAIN, b"\xff" * 300, Unsuited, None),
+        (200, PLAIN, b"x" * 256, Delivered, "250 " + "x" * 256),
+        (301, HTML, b"", Unsuited, None),
+        (302, "", b"", Unsuited, None),
+        (307, PLAIN, b"OK", Unsuited, None),
+        (404, HTML, b"<h1>Not Found</h1>", Unsuited, None),
+        (404, PLAIN, b"Not Found", Unsuited, None),
+        (401, PLAIN, b"Unauthorized", Unsuited, None),
+        (418, PLAIN, b"teapot", Unsuited, None),
+        (100, "", b"", Unsuited, None),
+        (0, "", b"", Unsuited, None),
+        (600, "", b"", Deferred, "451 4.3.0 HTTP 600"),
+        # HTTP's own status line in the body is no SMTP reply
+        (500, PLAIN, b"500 Internal Server Error\n\nServer got itself in trouble", Deferred, "451 4.3.0 HTTP 500"),
+        (502, PLAIN, b"502 Bad Gateway", Deferred, "451 4.3.0 HTTP 502"),
+        (503, PLAIN, b"503 Service Unavailable", Deferred, "450 4.3.2 HTTP 503"),
+        (504, PLAIN, b"504 Gateway Timeout", Deferred, "451 4.3.0 HTTP 504"),
+        (507, PLAIN, b"507 Insufficient Storage", Deferred, "452 4.2.2 HTTP 507"),
+        (404, PLAIN, b"404 page not found\n", Unsuited, None),
+        (403, PLAIN, b"403 Forbidden", Unsuited, None),
+        (413, PLAIN, b"413 Payload Too Large", Unsuited, None),
+        (200, PLAIN, b"200 OK", Delivered, "250 200 OK"),
+        # what would break out of a log line, a report or a row
+        (403, PLAIN, b"no\r\nX-Injected: yes", Failed, "550 5.7.1 no X-Injected: yes"),
+        (507, PLAIN, b"a\x00b\x1bc", Deferred, "452 4.2.2 a?b?c"),
+        (200, PLAIN, b"OK\r\n\r\nmore", Delivered, "250 OK more"),
+        (500, PLAIN, b"\xff\xfe", Deferred, "451 4.3.0 \ufffd\ufffd"),
+    ],
+)  # fmt: skip
+def test_an_answer_means(status: int, content_type: str, body: bytes, kind: Kind, said: str | None) -> None:
+    """The table of known servers. Unsuited sends the mail on by SMTP; Failed bounces it: only a mail server may say so.
+
+    What the peer said bears its name; words of our own bear none, and so never reach a stranger.
+    """
+    outcome = interpret(status=status, content_type=content_type, body=body, host="h.example")
+    assert kind is type(outcome)
+    reply = reply_of(outcome)
+    assert (said is None) == (reply.mta is None)
+    if said is not None:
+        assert said == str(reply)
+
+
+@given(
+    st.integers(-1, 1_000) | st.sampled_from([200, 400, 403, 413, 429, 500, 502, 503, 507]),
+    hostile_text | st.sampled_from(["", PLAIN, HTML]),
+    st.binary(max_size=MAX_ANSWER)
+    | st.builds(
+        lambda code, sep, rest: f"{code}{sep}{rest}".encode("utf-8", "replace"),
+        st.integers(0, 999),
+        st.sampled_from([" ", "-", ""]),
+        hostile_text,
+    ),
+)
+def test_any_answer_has_a_meaning(status: int, content_type: str, body: bytes) -> None:
+    """No answer raises; what comes out can be stored and sent, and delivered is only what came with a 2xx."""
+    outcome = interpret(status=status, content_type=content_type, body=body, host="h.example")
+    reply = reply_of(outcome)
+    assert msgspec.json.encode(reply)
+    assert len(f"x{reply}x".splitlines()) == 1
+    if isinstance(outcome, Delivered):
+        assert 200 <= status < 300
+    if isinstance(outcome, Failed):
+        assert reply.status.startswith("5.")
+        assert body.strip()
+
+
+@given(st.integers(0, 1_000), st.binary(max_size=300))
+def test_html_is_never_a_mail_server(status: int, body: bytes) -> None:
+    """Whatever a web page says and with whatever status, it neither takes mail nor bounces it."""
+    assert isinstance(interpret(status=status, content_type=HTML, body=body, host="h"), Unsuited)

@@ -1,0 +1,1 @@
+"""The rooms: one folder, one process, one Deployment."""

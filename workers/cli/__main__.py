@@ -1,0 +1,5 @@
+"""`python -m workers.cli`: the same as `pushpush`."""
+
+from workers.cli.main import main
+
+main()

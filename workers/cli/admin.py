@@ -1,0 +1,100 @@
+"""`pushpush migrate` and `pushpush check`."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from shared.delivery.resolver import Resolver
+from shared.mail.outcome import Deferred as NotNow
+from shared.mail.rule import RuleError, make_rule
+from shared.runtime.errors import FleetError, StoreUnavailable
+from shared.store.overrides import Overrides
+from shared.store.pool import Pool
+from shared.store.routers import Routers
+from workers.cli.frame import REFUSED, Fleet, Json, Result, run, table
+
+
+def migrate(json: Json = False) -> None:
+    """Bring the database's tables to what this version needs; does nothing where they already are."""
+
+    async def work(fleet: Fleet) -> Result:
+        from sqlalchemy.exc import OperationalError  # noqa: PLC0415 - slow to load, and only needed here
+
+        from shared.store import migrate as migrations  # noqa: PLC0415
+
+        try:
+            await asyncio.to_thread(migrations.upgrade, fleet.settings.database_url)
+        except OperationalError as error:
+            raise StoreUnavailable(f"PostgreSQL is away: {str(error.orig).strip()}") from error
+        revision = migrations.head()
+        return Result(data={"revision": revision}, text=f"the database is at revision {revision}")
+
+    run("migrate", work, json=json)
+
+
+def check(json: Json = False) -> None:
+    """Look whether broker, database, DNS, rules and routers are well; exit with 1 when one is not."""
+
+    async def work(fleet: Fleet) -> Result:
+        pool = await fleet.pool()
+        found = {
+            "broker": await _found(lambda: _broker(fleet)),
+            "database": await _found(lambda: _database(pool)),
+            "dns": await _found(lambda: _dns(fleet)),
+            "rules": await _found(lambda: _rules(pool)),
+            "routers": await _found(lambda: _routers(pool)),
+        }
+        shown = table("what", "well", "why")
+        for name, (well, why) in found.items():
+            shown.add_row(name, "yes" if well else "NO", why)
+        data = {name: {"ok": well, "detail": why} for name, (well, why) in found.items()}
+        return Result(data=data, text=shown, code=0 if all(well for well, _ in found.values()) else REFUSED)
+
+    run("check", work, json=json)
+
+
+async def _found(look: Callable[[], Awaitable[tuple[bool, str]]]) -> tuple[bool, str]:
+    try:
+        return await look()
+    except FleetError as error:
+        return False, str(error)
+
+
+async def _broker(fleet: Fleet) -> tuple[bool, str]:
+    link = await fleet.link()
+    well = link.channel is not None
+    return well, "connected, every queue is there" if well else "cannot connect; is PUSHPUSH_AMQP_URL right?"
+
+
+async def _database(pool: Pool) -> tuple[bool, str]:
+    versions = await Overrides(pool).versions()
+    return True, f"rules at version {versions.version}, released {versions.released}"
+
+
+async def _dns(fleet: Fleet) -> tuple[bool, str]:
+    answer = await Resolver(fleet.settings.dns_servers).mail_hosts("example.com")
+    if isinstance(answer, NotNow):
+        return False, answer.reply.text
+    return True, "answers"
+
+
+async def _rules(pool: Pool) -> tuple[bool, str]:
+    faults = []
+    rules = await Overrides(pool).matching()
+    for each in rules:
+        try:
+            made = make_rule(each.rule.lookup_key, each.rule.target_host)
+            if (made.lookup_key, made.target_host) != (each.rule.lookup_key, each.rule.target_host):
+                faults.append(f"{each.rule.lookup_key} is not in normal form, so it never matches: set it again")
+        except RuleError as error:
+            faults.append(str(error))
+    return not faults, "; ".join(faults) or f"{len(rules)} rules, all well-formed"
+
+
+async def _routers(pool: Pool) -> tuple[bool, str]:
+    every = await Routers(pool).all()
+    live = [each for each in every if each.live]
+    released = (await Overrides(pool).versions()).released
+    behind = [each.name for each in live if each.applied < released]
+    if behind:
+        return False, f"behind the released rules: {', '.join(behind)}"
+    return bool(live), f"{len(live)} live, all at version {released}" if live else "no router is running"

@@ -1,0 +1,1 @@
+"""The https room: delivers by POST /mxdeliv."""

@@ -1,0 +1,1 @@
+"""The router: rules -> one delivery per next hop -> the delivery workers."""

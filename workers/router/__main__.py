@@ -1,0 +1,78 @@
+"""`python -m workers.router`: the room's wiring."""
+
+import asyncio
+import os
+import signal
+
+from aio_pika import ExchangeType
+from aio_pika.abc import AbstractConnection
+
+from shared.broker import topology
+from shared.broker.consumer import Consumer
+from shared.broker.link import Link
+from shared.broker.publisher import Publisher
+from shared.broker.settle import Settler
+from shared.runtime import health, main
+from shared.runtime.settings import Settings
+from shared.store.bodies import Bodies
+from shared.store.deferred import Deferred
+from shared.store.overrides import Overrides
+from shared.store.pool import Pool
+from shared.store.routers import Routers
+from workers.router.handler import Handler
+from workers.router.reload import Reloader
+from workers.router.rules import Rules
+
+
+async def work(settings: Settings, stop: asyncio.Event) -> None:
+    """Route until told to stop, then finish what is in hand and sign out."""
+    state = health.Health("broker", "rules")
+    pool = Pool(settings.database_url, name="router")
+    rules = Rules()
+    name = f"{settings.instance}-{os.getpid()}"
+    reloader = Reloader(rules, Overrides(pool), Routers(pool), name=name, health=state)
+    consumers: list[Consumer] = []
+
+    async def on_up(connection: AbstractConnection) -> None:
+        # The event queue comes first: a release after this moment is heard, one before it is read by on_connect.
+        channel = await connection.channel()
+        events = await channel.declare_queue(exclusive=True, auto_delete=True)
+        exchange = await channel.declare_exchange(topology.RELOAD, ExchangeType.FANOUT, durable=True)
+        await events.bind(exchange)
+        await events.consume(reloader.on_event, no_ack=True)
+        await reloader.on_connect()
+        for consumer in consumers:
+            await consumer.start(connection)
+
+    await pool.open()
+    stop_serving = health.serve(state, host=settings.metrics_host, port=settings.metrics_port)
+    link = Link(settings.amqp_url, name=f"router {name}", health=state, on_up=on_up)
+    publisher = Publisher(link)
+    settler = Settler(publisher, Deferred(pool), hostname=settings.hostname, schedule=settings.schedule)
+    handler = Handler(rules, publisher, settler, Bodies(pool), inline_limit=settings.inline_body_limit)
+    consumers += [
+        Consumer(topology.OUTBOUND, handler.outbound, prefetch=settings.prefetch),
+        Consumer(topology.REROUTE, handler.reroute, prefetch=settings.prefetch),
+    ]
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.on_signal)
+    try:
+        async with main.background(main.pulse(state)):
+            await _serve(link, reloader, consumers, stop)
+    finally:
+        stop_serving()
+        await pool.close()
+
+
+async def _serve(link: Link, reloader: Reloader, consumers: list[Consumer], stop: asyncio.Event) -> None:
+    """Load the rules, and only then connect and consume; at the end drain, and only then sign out."""
+    if not await main.done_before(stop, reloader.start()):
+        return
+    async with main.background(reloader.keep()), link:
+        await stop.wait()
+        for consumer in consumers:
+            await consumer.drain()
+    await reloader.leave()
+
+
+if __name__ == "__main__":
+    main.run("router", work)

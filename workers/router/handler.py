@@ -1,0 +1,129 @@
+"""One message through the router: read, look up, publish a delivery per next hop, confirmed; then ack."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
+from aio_pika.abc import AbstractIncomingMessage
+from aiormq.exceptions import ChannelInvalidStateError
+from prometheus_client import Counter
+
+from shared.broker import topology
+from shared.broker.link import FAULTS
+from shared.broker.publisher import Publisher
+from shared.broker.settle import Settler
+from shared.mail import codec
+from shared.mail.envelope import Delivery, Envelope
+from shared.runtime.chance import new_id
+from shared.runtime.clock import now
+from shared.runtime.errors import FleetError
+from shared.store.bodies import Bodies
+from workers.router.plan import plan
+from workers.router.rules import Rules
+
+log = structlog.get_logger()
+
+_PAUSE = 1.0  # seconds before a message that could not be routed is tried again
+_ROUTED = Counter("pushpush_routed_total", "Messages routed", ["queue"])
+_OUTBOUND, _REROUTE = _ROUTED.labels(topology.OUTBOUND), _ROUTED.labels(topology.REROUTE)
+
+
+class Handler:
+    """Routes messages from `mail.outbound` and `mail.reroute`."""
+
+    def __init__(
+        self, rules: Rules, publisher: Publisher, settler: Settler, bodies: Bodies, *, inline_limit: int
+    ) -> None:
+        """Route by `rules`; bodies over `inline_limit` bytes are stored once and travel as a reference."""
+        self._rules = rules
+        self._publisher = publisher
+        self._settler = settler
+        self._bodies = bodies
+        self._inline_limit = inline_limit
+
+    async def outbound(self, message: AbstractIncomingMessage) -> None:
+        """Take a message as it came in (CONTRACT, design 4.1)."""
+        await self._settled(message, self._route_new)
+        _OUTBOUND.inc()
+
+    async def reroute(self, message: AbstractIncomingMessage) -> None:
+        """Take a delivery that is due again; the rules of this moment apply."""
+        await self._settled(message, self._route_again)
+        _REROUTE.inc()
+
+    async def _route_new(self, message: AbstractIncomingMessage) -> None:
+        envelope = codec.from_ingress(
+            message.body,
+            message.headers,
+            content_type=message.content_type,
+            message_id=message.message_id,
+            new_id=new_id(),
+            now=now(),
+        )
+        envelope = await self._with_body_stored(envelope, message.body)
+        with self._rules.reading() as rules:
+            await self._publish(plan(envelope, rules), message.body)
+
+    async def _route_again(self, message: AbstractIncomingMessage) -> None:
+        delivery, body = codec.decode(message.body)
+        if delivery.retry_at is not None and delivery.retry_at > now():
+            # It comes from limbo, where it waited because the store was away.
+            await self._settler.park(delivery, body, delivery.retry_at)
+            return
+        with self._rules.reading() as rules:
+            await self._publish([delivery.but(route=rules.route(delivery.domain), retry_at=None)], body)
+
+    async def _with_body_stored(self, envelope: Envelope, body: bytes) -> Envelope:
+        if len(body) <= self._inline_limit:
+            return envelope
+        reference = new_id()
+        await self._bodies.put(reference, body)
+        return msgspec.structs.replace(envelope, body_ref=reference)
+
+    async def _publish(self, deliveries: list[Delivery], body: bytes) -> None:
+        publishes = [
+            self._publisher.delivery(topology.HTTPS if each.route.by_https_first else topology.SMTP, each, body)
+            for each in deliveries
+        ]
+        if len(publishes) == 1:
+            await publishes[0]
+        else:
+            await asyncio.gather(*publishes)
+
+    async def _settled(
+        self, message: AbstractIncomingMessage, route: Callable[[AbstractIncomingMessage], Awaitable[None]]
+    ) -> None:
+        """Ack once everything is confirmed. What cannot be read is set aside.
+
+        While the store or the broker is away the message is kept in hand and tried again: giving it back would count
+        towards its delivery limit. Once its channel is gone it is the broker's again.
+        """
+        while not _lost(message):
+            try:
+                await self._route_or_set_aside(message, route)
+                await message.ack()
+            except FleetError as error:
+                log.warning("cannot route now, keeps trying", id=message.message_id, error=str(error))
+                await asyncio.sleep(_PAUSE)
+            except FAULTS as error:
+                log.debug("acknowledgement lost with the connection", id=message.message_id, error=repr(error))
+                return
+            else:
+                return
+
+    async def _route_or_set_aside(
+        self, message: AbstractIncomingMessage, route: Callable[[AbstractIncomingMessage], Awaitable[None]]
+    ) -> None:
+        try:
+            await route(message)
+        except codec.DecodeError as error:
+            await self._settler.set_aside(error.data, str(error), message.headers, message.message_id)
+
+
+def _lost(message: AbstractIncomingMessage) -> bool:
+    """Say whether the message belongs to the broker again, because its channel closed."""
+    try:
+        return message.channel.is_closed
+    except ChannelInvalidStateError:
+        return True

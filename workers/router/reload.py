@@ -1,0 +1,138 @@
+"""Keep the router's rules as they were released, and tell the fleet which version is applied.
+
+Reloads come from the event, from every (re)connect to the broker, from SIGHUP, and from a poll that finds a newer
+release. A router that cannot reach PostgreSQL keeps the last good rules and says so in its health.
+"""
+
+import asyncio
+import time
+
+import msgspec
+import structlog
+from aio_pika.abc import AbstractIncomingMessage
+from prometheus_client import Gauge, Histogram
+
+from shared.runtime.errors import StoreUnavailable
+from shared.runtime.health import Health
+from shared.store.overrides import Overrides
+from shared.store.routers import HEARTBEAT, Routers
+from workers.router.rules import Rules
+
+log = structlog.get_logger()
+
+POLL = 30.0  # seconds between two looks at the released version
+_APPLIED = Gauge("pushpush_rules_version", "Version of the rules that this router has applied")
+_COUNT = Gauge("pushpush_rules", "Rules in use")
+_RELOAD = Histogram("pushpush_reload_seconds", "From the reload's cause to the version written as applied")
+
+
+class _Event(msgspec.Struct):
+    version: int
+
+
+class Reloader:
+    """Loads rules, swaps them in and reports the version."""
+
+    def __init__(self, rules: Rules, overrides: Overrides, routers: Routers, *, name: str, health: Health) -> None:
+        """Keep `rules` fresh; sign in as `name`."""
+        self._rules = rules
+        self._overrides = overrides
+        self._routers = routers
+        self._name = name
+        self._health = health
+        self._lock = asyncio.Lock()
+        self._applied = 0
+
+    async def start(self) -> None:
+        """Sign in and load the rules for the first time; try until it works.
+
+        Signing in comes first: whoever changes a rule after it waits for this router, and whoever changed one before
+        it finds the change loaded here.
+        """
+        while True:
+            try:
+                await self._routers.register(self._name)
+                await self.reload("start")
+            except StoreUnavailable as error:
+                self._health.ill("rules", f"never loaded: {error}")
+                await asyncio.sleep(1)
+            else:
+                return
+
+    async def on_event(self, message: AbstractIncomingMessage) -> None:
+        """Reload because the event came (CONTRACT, design 4.3)."""
+        try:
+            msgspec.json.decode(message.body, type=_Event)
+        except msgspec.DecodeError:
+            await self._try("release and reload", release=True)
+        else:
+            await self._try("event")
+
+    def on_signal(self) -> None:
+        """Reload because of SIGHUP."""
+        self._soon = asyncio.ensure_future(self._try("SIGHUP"))
+
+    async def on_connect(self) -> None:
+        """Reload because events may have been missed while the broker was away."""
+        if self._rules.loaded:
+            await self._try("broker connected")
+
+    async def keep(self) -> None:
+        """Give signs of life, and look for releases whose event was lost; never ends."""
+        looked = time.monotonic()
+        while True:
+            await asyncio.sleep(HEARTBEAT)
+            try:
+                await self._routers.seen(self._name, self._applied)
+                if time.monotonic() - looked >= POLL or "rules" in self._health.faults():
+                    looked = time.monotonic()
+                    await self.reload("poll")
+            except StoreUnavailable as error:
+                self._stale(error)
+
+    async def leave(self) -> None:
+        """Sign out."""
+        try:
+            await self._routers.leave(self._name)
+        except StoreUnavailable as error:
+            log.warning("could not sign out", error=str(error))
+
+    async def reload(self, cause: str) -> None:
+        """Apply the released rules and write the version once nothing is in flight under older ones.
+
+        Raises:
+            StoreUnavailable: The rules could not be read, or the version not written.
+        """
+        began = time.monotonic()
+        async with self._lock:
+            before = self._rules.book if self._rules.loaded else None
+            after = await (self._overrides.rulebook() if before is None else self._overrides.changed_since(before))
+            if after is not before:
+                self._rules.swap(after)
+            if before is not None and after.version < before.version:
+                log.error("the database went back to older rules", version=after.version, had=before.version)
+                self._applied = 0
+        # Outside the lock: a slow publish must not keep the next change from being swapped in.
+        applied = await self._rules.settled()
+        self._health.well("rules")
+        if applied > self._applied or before is None:
+            self._applied = max(self._applied, applied)
+            await self._routers.seen(self._name, self._applied)
+            milliseconds = (time.monotonic() - began) * 1000
+            _APPLIED.set(self._applied)
+            _COUNT.set(after.size)
+            _RELOAD.observe(milliseconds / 1000)
+            log.info("rules applied", version=applied, rules=after.size, cause=cause, ms=round(milliseconds, 1))
+
+    async def _try(self, cause: str, *, release: bool = False) -> None:
+        try:
+            if release:
+                await self._overrides.release()
+            await self.reload(cause)
+        except StoreUnavailable as error:
+            self._stale(error)
+
+    def _stale(self, error: StoreUnavailable) -> None:
+        if "rules" not in self._health.faults():
+            log.warning("keeping the last good rules", version=self._applied, error=str(error))
+        self._health.ill("rules", f"version {self._applied} is kept; it cannot be known whether it is current: {error}")

@@ -1,0 +1,1 @@
+"""The scheduler: wakes waiting mail when it is due, and prunes."""

@@ -1,0 +1,86 @@
+"""`python -m workers.scheduler`: wake what is due, prune what is over. Any number may run."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+
+import structlog
+from prometheus_client import Counter
+
+from shared.broker import topology
+from shared.broker.link import Link
+from shared.broker.publisher import Publisher
+from shared.runtime import health, main
+from shared.runtime.clock import now
+from shared.runtime.errors import FleetError
+from shared.runtime.health import Health
+from shared.runtime.settings import Settings
+from shared.store.bodies import Bodies
+from shared.store.deferred import Deferred
+from shared.store.pool import Pool
+from shared.store.routers import Routers
+
+log = structlog.get_logger()
+
+POLL = 1.0  # seconds between two looks for what is due
+BATCH = 100  # deliveries woken in one transaction: at most so many are doubled when a scheduler dies
+PRUNE = 600.0  # seconds between two prunings
+FORGET = 86_400.0  # seconds without a sign of life, after which a router's row goes
+_WOKEN = Counter("pushpush_woken_total", "Waiting deliveries handed back to the routers")
+
+
+async def work(settings: Settings, stop: asyncio.Event) -> None:
+    """Wake and prune until told to stop."""
+    state = health.Health("broker", "store")
+    pool = Pool(settings.database_url, name="scheduler")
+    await pool.open()
+    stop_serving = health.serve(state, host=settings.metrics_host, port=settings.metrics_port)
+    try:
+        async with Link(settings.amqp_url, name="scheduler", health=state) as link:
+            waking = wake(Deferred(pool), Publisher(link), state)
+            pruning = prune(pool, settings.max_age)
+            async with main.background(main.pulse(state), waking, pruning):
+                await stop.wait()
+    finally:
+        stop_serving()
+        await pool.close()
+
+
+async def wake(deferred: Deferred, publisher: Publisher, state: Health) -> None:
+    """Hand out what is due, again and again; never ends."""
+
+    async def publish(due: Sequence[bytes]) -> None:
+        await asyncio.gather(*(publisher.raw(topology.REROUTE, wire) for wire in due))
+
+    while True:
+        try:
+            woken = await deferred.wake(now=now(), limit=BATCH, publish=publish)
+            state.well("store")
+        except FleetError as error:
+            state.ill("store", str(error))
+            log.warning("cannot wake mail, trying on", error=str(error))
+            woken = 0
+        if woken:
+            _WOKEN.inc(woken)
+            log.info("woken", deliveries=woken)
+        if woken < BATCH:
+            await asyncio.sleep(POLL)
+
+
+async def prune(pool: Pool, max_age: timedelta) -> None:
+    """Delete stored bodies that nothing can refer to any more, and routers long gone; never ends."""
+    while True:
+        try:
+            # No delivery lives longer than max_age; a day more covers queues that stood still.
+            bodies = await Bodies(pool).prune(now() - max_age - timedelta(days=1))
+            routers = await Routers(pool).forget(silent_for=FORGET)
+        except FleetError as error:
+            log.warning("cannot prune, trying on", error=str(error))
+        else:
+            if bodies or routers:
+                log.info("pruned", bodies=bodies, routers=routers)
+        await asyncio.sleep(PRUNE)
+
+
+if __name__ == "__main__":
+    main.run("scheduler", work)

@@ -1,0 +1,1 @@
+"""The smtp room: delivers by SMTP."""

@@ -1,0 +1,82 @@
+"""SMTP connections kept open between messages, by next hop and TLS identity."""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from shared.mail.route import Tls
+from workers.smtp.session import Session
+
+IDLE = 10.0  # seconds a connection is kept for the next message; servers close theirs after a while, too
+MAX_MESSAGES = 200  # on one connection; then another machine behind the same name gets its turn
+MAX_IDLE = 16  # kept per next hop
+_SWEEP = 2.0  # seconds between two looks for connections that have been idle too long
+
+
+class Hop(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to a host. Two rules that demand different TLS never share a connection."""
+
+    host: str
+    address: str
+    port: int
+    tls: Tls | None
+
+
+class Connections:
+    """Idle connections, the one used last first."""
+
+    def __init__(self, open_: Callable[[Hop], Awaitable[Session]]) -> None:
+        """Use `open_` where no idle connection is at hand."""
+        self._open = open_
+        self._idle: dict[Hop, list[tuple[float, Session]]] = defaultdict(list)
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def take(self, hop: Hop, *, fresh: bool = False) -> Session:
+        """Return a connection that nobody else uses; with `fresh`, a new one in any case.
+
+        Raises:
+            ConnectionFault: None was idle and a new one could not be opened.
+        """
+        idle = self._idle.get(hop, [])
+        while idle and not fresh:
+            since, session = idle.pop()
+            if session.usable and time.monotonic() - since < IDLE:
+                return session
+            self._end(session)
+        return await self._open(hop)
+
+    def give(self, hop: Hop, session: Session) -> None:
+        """Keep a connection for the next message, or end it."""
+        idle = self._idle[hop]
+        if session.usable and session.messages < MAX_MESSAGES and len(idle) < MAX_IDLE:
+            idle.append((time.monotonic(), session))
+        else:
+            self._end(session)
+
+    async def sweep(self) -> None:
+        """End connections that have been idle too long, again and again; never ends."""
+        while True:
+            await asyncio.sleep(_SWEEP)
+            oldest = time.monotonic() - IDLE
+            for hop, idle in list(self._idle.items()):
+                for _, session in [each for each in idle if each[0] < oldest]:
+                    self._end(session)
+                self._idle[hop] = [each for each in idle if each[0] >= oldest]
+                if not self._idle[hop]:
+                    del self._idle[hop]
+
+    async def close(self) -> None:
+        """End every idle connection."""
+        for idle in self._idle.values():
+            for _, session in idle:
+                self._end(session)
+        self._idle.clear()
+        await asyncio.gather(*self._closing)
+
+    def _end(self, session: Session) -> None:
+        task = asyncio.ensure_future(session.quit())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)

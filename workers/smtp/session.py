@@ -1,0 +1,225 @@
+"""One SMTP connection: greeting, EHLO, STARTTLS, then any number of messages (RFC 5321 3.1 to 3.3).
+
+The phase calls are used one by one, each with the time-out of RFC 5321 4.5.3.2, so that every recipient gets its own
+reply. Only this module knows aiosmtplib. Faults of the connection are raised as `ConnectionFault`, refusals returned.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Mapping, Sequence
+
+from aiosmtplib import SMTP, SMTPConnectResponseError, SMTPDataError, SMTPException, SMTPResponse, SMTPResponseException
+
+from shared.delivery.tls import Contexts
+from shared.mail.address import needs_smtputf8, to_ascii_domain
+from shared.mail.domain import as_address
+from shared.mail.reply import Reply
+from shared.mail.route import Tls
+
+# Seconds, RFC 5321 4.5.3.2.
+CONNECT, GREETING, COMMAND, DATA, QUIT = 30.0, 300.0, 300.0, 600.0, 5.0
+
+_FAULTS = (SMTPException, OSError, TimeoutError, ssl.SSLError, ValueError, RuntimeError)
+
+
+class ConnectionFault(Exception):  # noqa: N818 - a fault, not a mistake
+    """The host cannot be talked to; another one may.
+
+    Attributes:
+        reply: What to say of it.
+        sent: The message was on its way: the host may have taken it.
+    """
+
+    def __init__(self, reply: Reply, *, sent: bool = False) -> None:
+        super().__init__(str(reply))
+        self.reply = reply
+        self.sent = sent
+
+
+class Session:
+    """One open connection."""
+
+    def __init__(self, smtp: SMTP, host: str) -> None:
+        """Wrap a connection that has said EHLO; `open_session` makes one."""
+        self._smtp = smtp
+        self._host = host
+        self.messages = 0
+        self._sent = False
+
+    @property
+    def usable(self) -> bool:
+        """Say whether the connection is still there."""
+        return self._smtp.is_connected
+
+    async def send(self, mail_from: str, rcpt_to: Sequence[str], message: bytes) -> Mapping[str, Reply]:
+        """Send one message; return the reply that decides for each recipient.
+
+        Raises:
+            ConnectionFault: The connection broke; nothing is known of any recipient.
+        """
+        self.messages += 1
+        self._sent = False
+        try:
+            return await self._transaction(mail_from, rcpt_to, message)
+        except _FAULTS as error:
+            self.close()
+            raise ConnectionFault(
+                Reply(code=451, enhanced="4.4.2", text=f"{self._host}: {type(error).__name__}: {error}"[:500]),
+                sent=self._sent,
+            ) from error
+
+    async def _transaction(self, mail_from: str, rcpt_to: Sequence[str], message: bytes) -> Mapping[str, Reply]:
+        utf8 = any(map(needs_smtputf8, (mail_from, *rcpt_to)))
+        if utf8 and not self._smtp.supports_extension("smtputf8"):
+            return dict.fromkeys(rcpt_to, Reply(code=553, enhanced="5.6.7", text="SMTPUTF8 is needed, not offered"))
+        reply = await self._mail(mail_from, message, utf8=utf8)
+        if not _positive(reply):
+            await self._reset()
+            return dict.fromkeys(rcpt_to, reply)
+        replies = {each: await self._rcpt(each) for each in rcpt_to}
+        accepted = [each for each in rcpt_to if _positive(replies[each])]
+        if not accepted:
+            await self._reset()
+            return replies
+        decided = await self._data(message)
+        if not _positive(decided):
+            await self._reset()
+        return {**replies, **dict.fromkeys(accepted, decided)}
+
+    async def _mail(self, mail_from: str, message: bytes, *, utf8: bool) -> Reply:
+        options = []
+        if self._smtp.supports_extension("size"):
+            options.append(f"SIZE={len(message)}".encode())
+        if self._smtp.supports_extension("8bitmime") and not message.isascii():
+            options.append(b"BODY=8BITMIME")
+        if utf8:
+            options.append(b"SMTPUTF8")
+        path = b"FROM:<" + to_ascii_domain(mail_from).encode() + b">" if mail_from else b"FROM:<>"
+        return self._reply(await self._smtp.execute_command(b"MAIL", path, *options, timeout=COMMAND))
+
+    async def _rcpt(self, recipient: str) -> Reply:
+        path = b"TO:<" + to_ascii_domain(recipient).encode() + b">"
+        return self._reply(await self._smtp.execute_command(b"RCPT", path, timeout=COMMAND))
+
+    async def _data(self, message: bytes) -> Reply:
+        """Send the message. Line ends are CRLF and dots are stuffed on the way (RFC 5321 4.5.2)."""
+        protocol = self._smtp.protocol
+        if protocol is None:
+            raise OSError("the connection is gone")
+        self._sent = True
+        try:
+            return self._reply(await protocol.execute_data_command(message, timeout=DATA))
+        except SMTPDataError as error:
+            return self._reply(SMTPResponse(error.code, error.message))
+
+    async def _reset(self) -> None:
+        if self.usable:
+            await self._smtp.execute_command(b"RSET", timeout=COMMAND)
+
+    def _reply(self, response: SMTPResponse) -> Reply:
+        if response.code == 421:  # noqa: PLR2004 - the host closes the channel (RFC 5321 3.8), wherever it says so
+            self.close()
+        return Reply.of(response.code, response.message, mta=self._host)
+
+    async def quit(self) -> None:
+        """End the connection politely, and in any case."""
+        with contextlib.suppress(*_FAULTS):
+            await self._smtp.quit(timeout=QUIT)
+        self.close()
+
+    def close(self) -> None:
+        """End the connection at once."""
+        self._smtp.close()
+
+
+async def open_session(
+    host: str, address: str, port: int, *, tls: Tls | None, contexts: Contexts, hostname: str
+) -> Session:
+    """Connect to one address of a host and get ready to send.
+
+    Args:
+        host: The next hop's name, by which its certificate is verified.
+        address: The address to connect to.
+        port: The port.
+        tls: `verify` and `encrypt` require STARTTLS, `none` leaves it out; None uses it where it works.
+        contexts: TLS contexts.
+        hostname: What we call ourselves in EHLO.
+
+    Raises:
+        ConnectionFault: The host cannot be reached, or refuses the connection, or its TLS is not as demanded.
+    """
+    try:
+        return await _open(host, address, port, tls=tls, contexts=contexts, hostname=hostname)
+    except _TlsBroken:
+        # Opportunistic TLS (RFC 7435): a broken offer is no worse than none, so try again in the clear.
+        return await _open(host, address, port, tls="none", contexts=contexts, hostname=hostname)
+
+
+class _TlsBroken(Exception):  # noqa: N818
+    """STARTTLS was offered and failed, and nothing demands it."""
+
+
+async def _open(host: str, address: str, port: int, *, tls: Tls | None, contexts: Contexts, hostname: str) -> Session:
+    smtp = SMTP(local_hostname=hostname, timeout=GREETING, start_tls=False, use_tls=False)
+    try:
+        await _connect(smtp, address, port)
+        await _hello(smtp)
+        if tls != "none":
+            await _start_tls(smtp, host, tls, contexts)
+    except (_TlsBroken, ConnectionFault):
+        smtp.close()
+        raise
+    except SMTPConnectResponseError as error:
+        smtp.close()
+        raise ConnectionFault(Reply.of(error.code, error.message, mta=host)) from error
+    except _FAULTS as error:
+        smtp.close()
+        where = f"{host} ({address}) port {port}"
+        reply = Reply(code=450, enhanced="4.4.1", text=f"{where}: {type(error).__name__}: {error}"[:500])
+        raise ConnectionFault(reply) from error
+    return Session(smtp, host)
+
+
+async def _connect(smtp: SMTP, address: str, port: int) -> None:
+    parsed = as_address(address)
+    v6 = parsed is not None and parsed.version == 6  # noqa: PLR2004 - the protocol's name
+    sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        async with asyncio.timeout(CONNECT):
+            await asyncio.get_running_loop().sock_connect(sock, (address, port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except BaseException:
+        sock.close()
+        raise
+    await smtp.connect(hostname=None, port=None, sock=sock, timeout=GREETING)
+
+
+async def _hello(smtp: SMTP) -> None:
+    try:
+        await smtp.ehlo(timeout=COMMAND)
+    except SMTPResponseException:
+        await smtp.helo(timeout=COMMAND)
+
+
+async def _start_tls(smtp: SMTP, host: str, tls: Tls | None, contexts: Contexts) -> None:
+    if not smtp.supports_extension("starttls"):
+        if tls is None:
+            return
+        text = f"{host} does not offer STARTTLS, which the route requires"
+        raise ConnectionFault(Reply(code=454, enhanced="4.7.5", text=text))
+    context = contexts.verify if tls == "verify" else contexts.encrypt
+    try:
+        await smtp.starttls(server_hostname=host, tls_context=context, timeout=COMMAND)
+        await smtp.ehlo(timeout=COMMAND)
+    except _FAULTS as error:
+        if tls is None:
+            raise _TlsBroken from error
+        text = f"{host}: TLS failed: {type(error).__name__}: {error}"[:500]
+        raise ConnectionFault(Reply(code=454, enhanced="4.7.5", text=text)) from error
+
+
+def _positive(reply: Reply) -> bool:
+    return 200 <= reply.code < 300  # noqa: PLR2004 - the class of success

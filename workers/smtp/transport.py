@@ -1,0 +1,102 @@
+"""Deliver one message over SMTP to the hosts of one destination.
+
+Connection faults try the next host; a refusal stops at once; the last host's fault defers. Nothing is raised for a
+refusal.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+
+import msgspec
+
+from shared.delivery.resolver import Resolver
+from shared.delivery.tls import Contexts
+from shared.mail.envelope import Delivery
+from shared.mail.outcome import Deferred, Failed, Outcome, classify
+from shared.mail.reply import Reply
+from shared.mail.route import Target
+from shared.runtime import main
+from shared.runtime.settings import Settings
+from workers.smtp.connections import Connections, Hop
+from workers.smtp.session import ConnectionFault, Session, open_session
+
+MAX_HOPS = 10  # addresses tried in one attempt
+
+
+class SmtpTransport:
+    """Speaks SMTP on kept connections."""
+
+    def __init__(self, connections: Connections, resolver: Resolver, *, smtp_port: int) -> None:
+        """Use kept connections; `smtp_port` where a route names none."""
+        self._connections = connections
+        self._resolver = resolver
+        self._smtp_port = smtp_port
+
+    async def deliver(self, delivery: Delivery, message: bytes) -> Mapping[str, Outcome]:
+        """Try the hosts of the route in order until one answers."""
+        recipients = delivery.envelope.rcpt_to
+        hosts = await self._hosts(delivery)
+        if not isinstance(hosts, list):
+            return dict.fromkeys(recipients, hosts)
+        fault: Outcome = Deferred(Reply(code=451, enhanced="4.4.4", text="the destination has no host"))
+        tried = 0
+        for host, port in hosts:
+            addresses = await self._resolver.addresses(host, ruled=bool(delivery.route.targets))
+            if not isinstance(addresses, list):
+                fault = addresses
+                continue
+            for address in addresses[: MAX_HOPS - tried]:
+                tried += 1
+                hop = Hop(host=host, address=address, port=port, tls=delivery.route.tls)
+                try:
+                    replies = await self._send(hop, delivery, message)
+                except ConnectionFault as error:
+                    # Also a greeting of 554: this host takes no mail at all (RFC 5321 3.1), but another one may.
+                    fault = Deferred(error.reply)
+                    if error.sent:
+                        return dict.fromkeys(recipients, fault)  # another host would perhaps get it a second time
+                else:
+                    return {recipient: classify(replies[recipient]) for recipient in recipients}
+        return dict.fromkeys(recipients, fault)
+
+    async def _hosts(self, delivery: Delivery) -> list[tuple[str, int]] | Deferred | Failed:
+        """Return hosts and ports in order. A rule's host is used as it is; without a rule the domain's MX decide."""
+        if delivery.route.targets:
+            targets = [Target.parse(text) for text in delivery.route.targets]
+            return [(each.host, each.smtp_port or self._smtp_port) for each in targets]
+        hosts = await self._resolver.mail_hosts(delivery.domain)
+        return [(host, self._smtp_port) for host in hosts] if isinstance(hosts, list) else hosts
+
+    async def _send(self, hop: Hop, delivery: Delivery, message: bytes) -> Mapping[str, Reply]:
+        """Send on a kept connection; one that the host closed while it was idle is replaced once."""
+        session = await self._connections.take(hop)
+        kept = session.messages > 0
+        try:
+            return await self._on(session, hop, delivery, message)
+        except ConnectionFault as error:
+            if not kept or error.sent:
+                raise
+        return await self._on(await self._connections.take(hop, fresh=True), hop, delivery, message)
+
+    async def _on(self, session: Session, hop: Hop, delivery: Delivery, message: bytes) -> Mapping[str, Reply]:
+        envelope = delivery.envelope
+        try:
+            return await session.send(envelope.mail_from, envelope.rcpt_to, message)
+        finally:
+            self._connections.give(hop, session)
+
+
+@contextlib.asynccontextmanager
+async def open_transport(settings: Settings) -> AsyncIterator[SmtpTransport]:
+    """Open the transport on the running loop; end its connections at the end."""
+    contexts = Contexts(settings.ca_file)
+
+    async def open_(hop: Hop) -> Session:
+        fields = msgspec.structs.asdict(hop)
+        return await open_session(**fields, contexts=contexts, hostname=settings.hostname)
+
+    connections = Connections(open_)
+    resolver = Resolver(settings.dns_servers, allow_private=settings.allow_private_targets)
+    async with main.background(connections.sweep()):
+        yield SmtpTransport(connections, resolver, smtp_port=settings.smtp_port)
+    await connections.close()

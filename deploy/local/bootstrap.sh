@@ -38,7 +38,8 @@ install_as_root() {
         printf '#!/bin/sh\nexit 101\n' >"$policy"
         chmod 755 "$policy"
     fi
-    if [ ! -e "$cluster" ]; then
+    case " $* " in *" postgresql "*) concerned=yes ;; *) concerned= ;; esac
+    if [ -n "$concerned" ] && [ ! -e "$cluster" ]; then
         # The package keeps what it finds there; afterwards its own is put in place.
         undo="$undo $cluster; own=/usr/share/postgresql-common/createcluster.conf; [ ! -e \$own ] || cp \$own $cluster"
         mkdir -p "${cluster%/*}"

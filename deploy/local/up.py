@@ -53,8 +53,6 @@ async def _up(folder: Path, counts: Mapping[str, int], modules: Mapping[str, str
         _say("Starting RabbitMQ and PostgreSQL ...")
         services = await _open(folder, ends)
         env = {"PUSHPUSH_LOG_FORMAT": "text"} if sys.stdout.isatty() and "PUSHPUSH_LOG_FORMAT" not in os.environ else {}
-        if interrupted.is_set():
-            return
         fleet = Fleet(
             folder,
             amqp_url=services.amqp_url,

@@ -128,7 +128,7 @@ class _Guard(dramatiq.Middleware):
 
 
 class _Consumer(dramatiq.Consumer):
-    """One connection that consumes one queue; only `settle`, `release` and `is_open` may be used by other threads."""
+    """One connection that consumes one queue; other threads may settle, give back, release and ask for its state."""
 
     def __init__(self, broker: "DeliveryBroker", queue_name: str, prefetch: int, timeout: int) -> None:
         self._queue_name = queue_name
@@ -213,7 +213,7 @@ class _Consumer(dramatiq.Consumer):
 
     def _ack(self, tag: int) -> None:
         # BlockingChannel.basic_ack waits until each ack is on the wire; the channel under it leaves that to the next
-        # poll or to close(), and saves a tenth of all the CPU of a message here.
+        # poll or to close(), and saves a fifth of all the CPU of a message here.
         self._channel._impl.basic_ack(tag)  # noqa: SLF001
 
     def _requeue(self, tag: int) -> None:
@@ -236,14 +236,21 @@ class _Consumer(dramatiq.Consumer):
 
     def close(self) -> None:
         """Write the acks that still wait, then close; the broker takes back everything else."""
-        if not self._connection.is_open:
-            return
         try:
-            if self._channel.is_open:
-                self._flush()
-            self._connection.close()
+            with self._connection:
+                if self.is_open:
+                    self._flush()
+                    self._fence()
         except Exception:  # any: the connection is given up, and the thread must live to make the next one
             log.debug("connection was lost while it was closed", exc_info=True)
+
+    def _fence(self) -> None:
+        """Wait until the queue has taken our acks.
+
+        RabbitMQ's channel sends a quorum queue some 32 commands at a time and forgets the others when it closes, so a
+        burst of acks before a close would be delivered again. A get goes through the queue's log behind them.
+        """
+        self._channel.basic_get(self._queue_name)  # what it may get goes back with the close
 
 
 class DeliveryBroker(RabbitmqBroker):

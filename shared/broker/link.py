@@ -78,15 +78,21 @@ class Link:
         """Return once the broker is there."""
         await self._up.wait()
 
+    async def reconnect(self) -> None:
+        """Give the connection up; a new one is made at once."""
+        if self._channel is not None:
+            with contextlib.suppress(*FAULTS):
+                await self._channel.close()
+
     async def _run(self) -> None:
         attempt = 0
         while True:
             try:
                 async with self._connected() as closed:
                     attempt = 0
-                    await closed.wait()
-                log.warning("broker connection lost")
-                self._health.ill("broker", "the connection was lost")
+                    why = await closed
+                log.warning("broker connection lost", why=repr(why))
+                self._health.ill("broker", f"the connection was lost: {why!r}")
             except FAULTS as error:
                 if attempt == 0:
                     log.warning("broker unreachable, trying on", error=repr(error))
@@ -95,15 +101,20 @@ class Link:
                 attempt += 1
 
     @contextlib.asynccontextmanager
-    async def _connected(self) -> AsyncIterator[asyncio.Event]:
-        closed = asyncio.Event()
+    async def _connected(self) -> AsyncIterator[asyncio.Future[object]]:
+        closed: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+        def on_close(_: object, why: object) -> None:
+            if not closed.done():
+                closed.set_result(why)
+
         connection = await aio_pika.connect(
             self._url, timeout=10, heartbeat=HEARTBEAT, client_properties={"connection_name": self._name}
         )
         try:
-            connection.close_callbacks.add(lambda *_: closed.set())
+            connection.close_callbacks.add(on_close)
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-            channel.close_callbacks.add(lambda *_: closed.set())
+            channel.close_callbacks.add(on_close)
             await topology.declare(channel)
             self._channel = channel
             self._publishing = cast("aiormq.Channel", await channel.get_underlay_channel())

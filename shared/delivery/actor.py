@@ -86,8 +86,7 @@ class Actor:
         if message is None:
             return
         outcomes = await self._attempt(delivery, message)
-        verdicts = {recipient: self._decide(delivery, outcome) for recipient, outcome in outcomes.items()}
-        await self._settle(job, delivery, message, verdicts)
+        await self._settle(job, delivery, message, self._decide(delivery, outcomes))
 
     async def _message(self, delivery: Delivery, inline: bytes) -> bytes | None:
         """Return the message, from the store when it did not travel along; None when it was dealt with otherwise."""
@@ -121,21 +120,33 @@ class Actor:
             self._tell(delivery, recipient, outcome, seconds)
         return outcomes
 
-    def _decide(self, delivery: Delivery, outcome: Outcome) -> Disposition:
-        return decide(delivery, outcome, by=self._by, schedule=self._schedule, now=self._now(), spread=self._dice())
+    def _decide(self, delivery: Delivery, outcomes: Mapping[str, Outcome]) -> dict[str, Disposition]:
+        # One time and one throw for all: recipients with the same outcome stay one delivery, not one for each.
+        now, spread = self._now(), self._dice()
+        return {
+            recipient: decide(delivery, outcome, by=self._by, schedule=self._schedule, now=now, spread=spread)
+            for recipient, outcome in outcomes.items()
+        }
 
-    async def _settle(self, job: Job, delivery: Delivery, message: bytes, verdicts: dict[str, Disposition]) -> None:
-        """Settle, and keep trying while the job is still ours: delivering it anew would deliver it twice."""
-        while True:
+    async def _settle(self, job: Job, delivery: Delivery, message: bytes, verdicts: Mapping[str, Disposition]) -> None:
+        """Settle, and keep trying while the job is still ours: delivering it anew would deliver it twice.
+
+        Verdict by verdict, so that what was done is not done again when the next one cannot be: each try would store
+        one more copy for a recipient that is to wait.
+        """
+        left = dict(verdicts)
+        while left:
+            verdict = next(iter(left.values()))
+            alike = {recipient: each for recipient, each in left.items() if each == verdict}
             try:
-                await self._settler.settle(delivery, message, verdicts)
+                await self._settler.settle(delivery, message, alike)
             except BrokerUnavailable as error:
                 if job.stale():
                     raise
                 log.warning("cannot settle now, keeps trying", id=delivery.id, error=str(error))
                 await asyncio.sleep(_PAUSE)
             else:
-                return
+                left = {recipient: each for recipient, each in left.items() if recipient not in alike}
 
     def _tell(self, delivery: Delivery, recipient: str, outcome: Outcome, seconds: float) -> None:
         kind = type(outcome).__name__.lower()

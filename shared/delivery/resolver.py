@@ -100,9 +100,9 @@ class Resolver:
 def _by_preference(answer: dns.resolver.Answer) -> list[str] | Failed:
     assert answer.rrset is not None  # `resolve` raises NoAnswer instead
     records = [record for record in answer.rrset.processing_order() if isinstance(record, MX)]
-    if any(record.exchange == dns.name.root for record in records):
-        return _NULL_MX
-    return [record.exchange.to_text(omit_final_dot=True).lower() for record in records]
+    # Beside other hosts a null MX is a mistake (RFC 7505 3), and no reason to bounce mail that those would take.
+    hosts = [record.exchange for record in records if record.exchange != dns.name.root]
+    return [host.to_text(omit_final_dot=True).lower() for host in hosts] or _NULL_MX
 
 
 def _unknown(name: str, error: dns.exception.DNSException) -> Deferred:

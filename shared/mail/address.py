@@ -9,8 +9,9 @@ from functools import lru_cache
 
 from shared.mail.domain import DomainError, normalise
 
-MAX_LOCAL_PART = 64  # octets, RFC 5321 4.5.3.1.1
-MAX_ADDRESS = 254  # octets, RFC 5321 4.5.3.1.3 less the brackets
+# Octets, RFC 5321 4.5.3.1.3 less the brackets. The 64 octets of a local part (4.5.3.1.1) are not enforced: return
+# addresses of mailing lists (VERP, SRS) are longer, and the servers that made them take them.
+MAX_ADDRESS = 254
 
 # A dot-string, read leniently: some providers hand out addresses with doubled or trailing dots.
 _DOT_STRING = re.compile(r"[a-zA-Z0-9!#$%&'*+\-/=?^_`{|}~.\u0080-\U0010ffff]+")
@@ -39,7 +40,7 @@ def domain_of(address: str) -> str:
         raise AddressError(f"{address!r} has nothing before the @")
     if not (_DOT_STRING.fullmatch(local) or _QUOTED.fullmatch(local)):
         raise AddressError(f"{address!r}: the part before the @ needs quotes or has a character that is not allowed")
-    if len(local.encode()) > MAX_LOCAL_PART or len(address.encode()) > MAX_ADDRESS:
+    if len(address.encode()) > MAX_ADDRESS:
         raise AddressError(f"{address[:80]!r} is longer than an address may be")
     try:
         return normalise(domain)

@@ -107,7 +107,9 @@ def _words(report: Report) -> bytes:
         opening = "Your message could not be delivered in time and has been given up."
     else:
         opening = "Your message could not be delivered."
-    reason = textwrap.indent("\n".join(textwrap.wrap(_reason(report.reply), break_long_words=False)), "    ")
+    reason = textwrap.indent(
+        "\n".join(textwrap.wrap(_reason(report.reply), break_long_words=False, break_on_hyphens=False)), "    "
+    )
     text = (
         f"This is the mail system at {report.hostname}.\n\n{opening}\n\nRecipients:\n{recipients}\n\n"
         f"Reason:\n{reason}\n"
@@ -168,7 +170,7 @@ def _part(content_type: str, content: bytes) -> bytes:
 
 def _fields(*fields: tuple[str, str | None]) -> bytes:
     """Return header fields, each in one piece: no value can begin another. Those without a value are left out."""
-    given = ((name, _CONTROL.sub("?", value)[:_LONGEST]) for name, value in fields if value is not None)
+    given = ((name, _CONTROL.sub("?", value)[:_LONGEST].rstrip(" ")) for name, value in fields if value is not None)
     return "".join(_folded(f"{name}: {value}") + "\r\n" for name, value in given).encode()
 
 

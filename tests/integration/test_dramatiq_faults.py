@@ -32,11 +32,7 @@ from shared.broker.dramatiq_broker import (
     declare_blocking,
 )
 
-pytestmark = [
-    pytest.mark.services,
-    # A connection that is cut on purpose leaves pika's sockets to the garbage collector.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.services
 
 LIMIT = 3
 
@@ -397,6 +393,21 @@ def test_a_graceful_stop_finishes_what_runs_and_gives_back_the_rest(bench: Bench
     assert sorted(bench.ran) == sorted(bench.returned) == bodies[:4]
     left = [bench.get(bench.queue)[0] for _ in range(4)]
     assert sorted(left) == bodies[4:]
+    assert bench.ready(bench.queue) == 0
+
+
+def test_a_burst_of_acks_just_before_the_stop_is_not_forgotten(bench: Bench) -> None:
+    """RabbitMQ must have taken every ack before the connection is closed, or what is done is delivered again.
+
+    Without the fence in `close` about every fifth run left some of these messages on the queue.
+    """
+    bodies = [b"slow %d" % number for number in range(128)]
+    bench.publish(*bodies)
+    bench.start(concurrency=128)
+    wait_for(lambda: len(bench.ran) == 128)
+    bench.open_gate()
+    bench.stop()
+    assert Counter(bench.returned) == dict.fromkeys(bodies, 1)
     assert bench.ready(bench.queue) == 0
 
 

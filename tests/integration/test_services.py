@@ -310,6 +310,17 @@ async def test_a_room_that_does_not_stop_is_killed(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("stand_ins")
+async def test_a_stop_can_be_hurried(folder: Path) -> None:
+    """The second Ctrl-C does not wait for a room that takes its time."""
+    async with make_fleet(folder, router="stubborn_room") as fleet:
+        await fleet.wait_ready()
+        asyncio.get_running_loop().call_later(0.2, fleet.hurry.set)
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    assert "router-1 was told to hurry: killed" in (folder / "log" / "fleet.log").read_text()
+
+
+@pytest.mark.usefixtures("stand_ins")
 async def test_a_room_that_never_gets_ready_is_named(folder: Path) -> None:
     """The error names the room and shows what it said."""
     async with make_fleet(folder, router="obedient_room", smtp="missing_room") as fleet:
@@ -358,5 +369,5 @@ def running(fleet: Fleet, name: str) -> int | None:
 async def until(ask: Callable[[], bool]) -> None:
     """Wait until the answer is yes."""
     async with asyncio.timeout(15):
-        while not ask():  # noqa: ASYNC110 - another process is waited for
+        while not ask():
             await asyncio.sleep(0.05)

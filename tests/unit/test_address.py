@@ -17,6 +17,7 @@ LONGEST_DOMAIN = ".".join(["b" * 63, "b" * 63, "b" * 57, "com"])  # with the @ a
     [
         ("a@b.com", "b.com"),
         ("A@B.COM.", "b.com"),
+        ("bounce-" + "a" * 100 + "=c.com@b.com", "b.com"),
         ("a+tag@b.com", "b.com"),
         ("a..b.@b.com", "b.com"),
         ("!#$%&'*+-/=?^_`{|}~@b.com", "b.com"),
@@ -70,15 +71,15 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 @pytest.mark.parametrize(
     "address",
     [
-        f"{LONGEST_LOCAL_PART}a@b.com",
-        "\u00e4" * 33 + "@b.com",
-        f"{LONGEST_LOCAL_PART}@b{LONGEST_DOMAIN}",
+        "a" * 249 + "@b.com",
+        "\u00e4" * 125 + "@b.com",
+        f"{LONGEST_LOCAL_PART}@{LONGEST_DOMAIN}m",
         "a@" + "b" * 64 + ".com",
         "a" * 1_000_000 + "@b.com",
     ],
 )
 def test_lengths_are_counted_in_octets(address: str) -> None:
-    """64 octets before the @ and 254 in all (RFC 5321 4.5.3.1); an umlaut is two."""
+    """254 in all (RFC 5321 4.5.3.1.3); an umlaut is two."""
     with pytest.raises(AddressError):
         domain_of(address)
 

@@ -58,6 +58,11 @@ def test_the_words_of_a_peer_are_one_line_that_can_be_kept(code: int, text: str)
     assert "\x00" not in str(reply)
 
 
+def test_endless_words_are_cut() -> None:
+    """A peer must not fill the store; a thousand characters say enough."""
+    assert Reply.of(450, "x" * 100_000, mta="h").text == "x" * 1_000
+
+
 def test_undecodable_bytes_of_a_peer_can_be_stored() -> None:
     """SMTP clients hand bytes that are no UTF-8 as lone surrogates, which neither JSON nor PostgreSQL takes."""
     text = b"caf\xe9 ferm\xe9".decode("utf-8", "surrogateescape")

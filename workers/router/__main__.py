@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 
+import structlog
 from aio_pika import ExchangeType
 from aio_pika.abc import AbstractConnection
 
@@ -22,6 +23,8 @@ from shared.store.routers import Routers
 from workers.router.handler import Handler
 from workers.router.reload import Reloader
 from workers.router.rules import Rules
+
+log = structlog.get_logger()
 
 
 async def work(settings: Settings, stop: asyncio.Event) -> None:
@@ -67,11 +70,20 @@ async def _serve(link: Link, reloader: Reloader, consumers: list[Consumer], stop
     """Load the rules, and only then connect and consume; at the end drain, and only then sign out."""
     if not await main.done_before(stop, reloader.start()):
         return
-    async with main.background(reloader.keep()), link:
+    async with main.background(reloader.keep(), _watch(link, consumers)), link:
         await stop.wait()
         for consumer in consumers:
             await consumer.drain()
     await reloader.leave()
+
+
+async def _watch(link: Link, consumers: list[Consumer]) -> None:
+    """Connect anew when the broker stopped giving us messages, as it does when a queue was deleted; never ends."""
+    while True:
+        await asyncio.sleep(1)
+        if link.channel is not None and not all(each.attached for each in consumers):
+            log.warning("no longer attached to a queue, connecting anew")
+            await link.reconnect()
 
 
 if __name__ == "__main__":

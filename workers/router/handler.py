@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import msgspec
 import structlog
-from aio_pika.abc import AbstractIncomingMessage
-from aiormq.exceptions import ChannelInvalidStateError
 from prometheus_client import Counter
 
 from shared.broker import topology
+from shared.broker.consumer import Incoming
 from shared.broker.link import FAULTS
 from shared.broker.publisher import Publisher
 from shared.broker.settle import Settler
@@ -42,30 +42,31 @@ class Handler:
         self._bodies = bodies
         self._inline_limit = inline_limit
 
-    async def outbound(self, message: AbstractIncomingMessage) -> None:
+    async def outbound(self, message: Incoming) -> None:
         """Take a message as it came in (CONTRACT, design 4.1)."""
-        await self._settled(message, self._route_new)
+        # One id for all tries: a broker that refuses for an hour must not fill the store with copies of one body.
+        await self._settled(message, partial(self._route_new, own_id=new_id()))
         _OUTBOUND.inc()
 
-    async def reroute(self, message: AbstractIncomingMessage) -> None:
+    async def reroute(self, message: Incoming) -> None:
         """Take a delivery that is due again; the rules of this moment apply."""
         await self._settled(message, self._route_again)
         _REROUTE.inc()
 
-    async def _route_new(self, message: AbstractIncomingMessage) -> None:
+    async def _route_new(self, message: Incoming, *, own_id: str) -> None:
         envelope = codec.from_ingress(
             message.body,
             message.headers,
             content_type=message.content_type,
             message_id=message.message_id,
-            new_id=new_id(),
+            new_id=own_id,
             now=now(),
         )
-        envelope = await self._with_body_stored(envelope, message.body)
+        envelope = await self._with_body_stored(envelope, message.body, own_id)
         with self._rules.reading() as rules:
             await self._publish(plan(envelope, rules), message.body)
 
-    async def _route_again(self, message: AbstractIncomingMessage) -> None:
+    async def _route_again(self, message: Incoming) -> None:
         delivery, body = codec.decode(message.body)
         if delivery.retry_at is not None and delivery.retry_at > now():
             # It comes from limbo, where it waited because the store was away.
@@ -74,10 +75,9 @@ class Handler:
         with self._rules.reading() as rules:
             await self._publish([delivery.but(route=rules.route(delivery.domain), retry_at=None)], body)
 
-    async def _with_body_stored(self, envelope: Envelope, body: bytes) -> Envelope:
+    async def _with_body_stored(self, envelope: Envelope, body: bytes, reference: str) -> Envelope:
         if len(body) <= self._inline_limit:
             return envelope
-        reference = new_id()
         await self._bodies.put(reference, body)
         return msgspec.structs.replace(envelope, body_ref=reference)
 
@@ -91,20 +91,19 @@ class Handler:
         else:
             await asyncio.gather(*publishes)
 
-    async def _settled(
-        self, message: AbstractIncomingMessage, route: Callable[[AbstractIncomingMessage], Awaitable[None]]
-    ) -> None:
+    async def _settled(self, message: Incoming, route: Callable[[Incoming], Awaitable[None]]) -> None:
         """Ack once everything is confirmed. What cannot be read is set aside.
 
         While the store or the broker is away the message is kept in hand and tried again: giving it back would count
         towards its delivery limit. Once its channel is gone it is the broker's again.
         """
-        while not _lost(message):
+        while not message.lost:
             try:
                 await self._route_or_set_aside(message, route)
                 await message.ack()
             except FleetError as error:
-                log.warning("cannot route now, keeps trying", id=message.message_id, error=str(error))
+                # Not a warning for each message in hand: that the broker or the store is away is told once, elsewhere.
+                log.debug("cannot route now, keeps trying", id=message.message_id, error=str(error))
                 await asyncio.sleep(_PAUSE)
             except FAULTS as error:
                 log.debug("acknowledgement lost with the connection", id=message.message_id, error=repr(error))
@@ -112,18 +111,8 @@ class Handler:
             else:
                 return
 
-    async def _route_or_set_aside(
-        self, message: AbstractIncomingMessage, route: Callable[[AbstractIncomingMessage], Awaitable[None]]
-    ) -> None:
+    async def _route_or_set_aside(self, message: Incoming, route: Callable[[Incoming], Awaitable[None]]) -> None:
         try:
             await route(message)
         except codec.DecodeError as error:
             await self._settler.set_aside(error.data, str(error), message.headers, message.message_id)
-
-
-def _lost(message: AbstractIncomingMessage) -> bool:
-    """Say whether the message belongs to the broker again, because its channel closed."""
-    try:
-        return message.channel.is_closed
-    except ChannelInvalidStateError:
-        return True

@@ -53,8 +53,13 @@ class Session:
         """Say whether the connection is still there."""
         return self._smtp.is_connected
 
-    async def send(self, mail_from: str, rcpt_to: Sequence[str], message: bytes) -> Mapping[str, Reply]:
+    async def send(
+        self, mail_from: str, rcpt_to: Sequence[str], message: bytes, *, smtputf8: bool = False
+    ) -> Mapping[str, Reply]:
         """Send one message; return the reply that decides for each recipient.
+
+        With `smtputf8` the message is announced as internationalised where the host knows that word; what cannot be
+        sent without it (RFC 6531 3.2) is refused here.
 
         Raises:
             ConnectionFault: The connection broke; nothing is known of any recipient.
@@ -62,31 +67,53 @@ class Session:
         self.messages += 1
         self._sent = False
         try:
-            return await self._transaction(mail_from, rcpt_to, message)
+            return await self._transaction(mail_from, rcpt_to, message, smtputf8=smtputf8)
         except _FAULTS as error:
             self.close()
-            raise ConnectionFault(
-                Reply(code=451, enhanced="4.4.2", text=f"{self._host}: {type(error).__name__}: {error}"[:500]),
-                sent=self._sent,
-            ) from error
+            raise self._fault(error) from error
+        except BaseException:
+            self.close()  # also when cancelled: the next message must not meet this one's replies
+            raise
 
-    async def _transaction(self, mail_from: str, rcpt_to: Sequence[str], message: bytes) -> Mapping[str, Reply]:
-        utf8 = any(map(needs_smtputf8, (mail_from, *rcpt_to)))
-        if utf8 and not self._smtp.supports_extension("smtputf8"):
-            return dict.fromkeys(rcpt_to, Reply(code=553, enhanced="5.6.7", text="SMTPUTF8 is needed, not offered"))
+    async def _transaction(
+        self, mail_from: str, rcpt_to: Sequence[str], message: bytes, *, smtputf8: bool
+    ) -> Mapping[str, Reply]:
+        offered = self._smtp.supports_extension("smtputf8")
+        lacking = [] if offered else [each for each in rcpt_to if needs_smtputf8(mail_from) or needs_smtputf8(each)]
+        replies = dict.fromkeys(lacking, Reply(code=553, enhanced="5.6.7", text="SMTPUTF8 is needed, not offered"))
+        rest = [each for each in rcpt_to if each not in replies]
+        if not rest:
+            return replies
+        utf8 = offered and (smtputf8 or any(map(needs_smtputf8, (mail_from, *rest))))
         reply = await self._mail(mail_from, message, utf8=utf8)
         if not _positive(reply):
             await self._reset()
-            return dict.fromkeys(rcpt_to, reply)
-        replies = {each: await self._rcpt(each) for each in rcpt_to}
-        accepted = [each for each in rcpt_to if _positive(replies[each])]
+            return replies | dict.fromkeys(rest, reply)
+        replies |= await self._recipients(rest)
+        accepted = [each for each in rest if _positive(replies[each])]
         if not accepted:
             await self._reset()
             return replies
         decided = await self._data(message)
         if not _positive(decided):
             await self._reset()
-        return {**replies, **dict.fromkeys(accepted, decided)}
+        return replies | dict.fromkeys(accepted, decided)
+
+    async def _recipients(self, rcpt_to: Sequence[str]) -> dict[str, Reply]:
+        replies: dict[str, Reply] = {}
+        try:
+            for each in rcpt_to:
+                replies[each] = await self._rcpt(each)
+        except (ConnectionFault, *_FAULTS) as error:
+            refused = {each: reply for each, reply in replies.items() if reply.code // 100 == 5}  # noqa: PLR2004
+            if not refused:
+                raise
+            # A host that hangs up on too many unknown recipients would do so each time: the refused are told now, and
+            # the next attempt is without them.
+            self.close()
+            fault = error if isinstance(error, ConnectionFault) else self._fault(error)
+            return dict.fromkeys(rcpt_to, fault.reply) | refused
+        return replies
 
     async def _mail(self, mail_from: str, message: bytes, *, utf8: bool) -> Reply:
         options = []
@@ -115,13 +142,23 @@ class Session:
             return self._reply(SMTPResponse(error.code, error.message))
 
     async def _reset(self) -> None:
-        if self.usable:
-            await self._smtp.execute_command(b"RSET", timeout=COMMAND)
+        """Make ready for the next message. What the host said before counts, whatever becomes of the connection."""
+        try:
+            if self.usable:
+                await self._smtp.execute_command(b"RSET", timeout=COMMAND)
+        except _FAULTS:
+            self.close()
 
     def _reply(self, response: SMTPResponse) -> Reply:
+        reply = Reply.of(response.code, response.message, mta=self._host)
         if response.code == 421:  # noqa: PLR2004 - the host closes the channel (RFC 5321 3.8), wherever it says so
             self.close()
-        return Reply.of(response.code, response.message, mta=self._host)
+            if not self._sent:
+                raise ConnectionFault(reply)
+        return reply
+
+    def _fault(self, error: BaseException) -> ConnectionFault:
+        return ConnectionFault(_own(451, f"4.4.2 {self._host}: {type(error).__name__}: {error}"), sent=self._sent)
 
     async def quit(self) -> None:
         """End the connection politely, and in any case."""
@@ -177,8 +214,7 @@ async def _open(host: str, address: str, port: int, *, tls: Tls | None, contexts
     except _FAULTS as error:
         smtp.close()
         where = f"{host} ({address}) port {port}"
-        reply = Reply(code=450, enhanced="4.4.1", text=f"{where}: {type(error).__name__}: {error}"[:500])
-        raise ConnectionFault(reply) from error
+        raise ConnectionFault(_own(450, f"4.4.1 {where}: {type(error).__name__}: {error}")) from error
     return Session(smtp, host)
 
 
@@ -217,8 +253,12 @@ async def _start_tls(smtp: SMTP, host: str, tls: Tls | None, contexts: Contexts)
     except _FAULTS as error:
         if tls is None:
             raise _TlsBroken from error
-        text = f"{host}: TLS failed: {type(error).__name__}: {error}"[:500]
-        raise ConnectionFault(Reply(code=454, enhanced="4.7.5", text=text)) from error
+        raise ConnectionFault(_own(454, f"4.7.5 {host}: TLS failed: {type(error).__name__}: {error}")) from error
+
+
+def _own(code: int, text: str) -> Reply:
+    """Return words of our own. They may quote what a host sent, so they are cleaned like a host's."""
+    return Reply.of(code, text[:500], mta=None)
 
 
 def _positive(reply: Reply) -> bool:

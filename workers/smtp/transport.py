@@ -5,7 +5,7 @@ refusal.
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import msgspec
 
@@ -38,12 +38,12 @@ class SmtpTransport:
         hosts = await self._hosts(delivery)
         if not isinstance(hosts, list):
             return dict.fromkeys(recipients, hosts)
-        fault: Outcome = Deferred(Reply(code=451, enhanced="4.4.4", text="the destination has no host"))
+        faults: list[Deferred | Failed] = []
         tried = 0
         for host, port in hosts:
             addresses = await self._resolver.addresses(host, ruled=bool(delivery.route.targets))
             if not isinstance(addresses, list):
-                fault = addresses
+                faults.append(addresses)
                 continue
             for address in addresses[: MAX_HOPS - tried]:
                 tried += 1
@@ -52,12 +52,12 @@ class SmtpTransport:
                     replies = await self._send(hop, delivery, message)
                 except ConnectionFault as error:
                     # Also a greeting of 554: this host takes no mail at all (RFC 5321 3.1), but another one may.
-                    fault = Deferred(error.reply)
-                    if error.sent:
-                        return dict.fromkeys(recipients, fault)  # another host would perhaps get it a second time
+                    faults.append(Deferred(error.reply))
+                    if error.sent:  # another host would perhaps get it a second time
+                        return dict.fromkeys(recipients, faults[-1])
                 else:
                     return {recipient: classify(replies[recipient]) for recipient in recipients}
-        return dict.fromkeys(recipients, fault)
+        return dict.fromkeys(recipients, _mildest(faults))
 
     async def _hosts(self, delivery: Delivery) -> list[tuple[str, int]] | Deferred | Failed:
         """Return hosts and ports in order. A rule's host is used as it is; without a rule the domain's MX decide."""
@@ -81,9 +81,16 @@ class SmtpTransport:
     async def _on(self, session: Session, hop: Hop, delivery: Delivery, message: bytes) -> Mapping[str, Reply]:
         envelope = delivery.envelope
         try:
-            return await session.send(envelope.mail_from, envelope.rcpt_to, message)
+            return await session.send(envelope.mail_from, envelope.rcpt_to, message, smtputf8=envelope.smtputf8)
         finally:
             self._connections.give(hop, session)
+
+
+def _mildest(faults: Sequence[Deferred | Failed]) -> Deferred | Failed:
+    """Return the last temporary fault: one host that can never take mail says nothing of one that is down today."""
+    if not faults:
+        return Deferred(Reply(code=451, enhanced="4.4.4", text="the destination has no host"))
+    return next((each for each in reversed(faults) if isinstance(each, Deferred)), faults[-1])
 
 
 @contextlib.asynccontextmanager

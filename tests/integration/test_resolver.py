@@ -1,0 +1,170 @@
+"""Domains to mail hosts, and hosts to addresses, against a DNS server of our own."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from shared.delivery import resolver as module
+from shared.delivery.resolver import Resolver
+from shared.mail.outcome import Deferred, Failed
+from tests.peers.dns import DnsPeer, Fault
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def dns() -> AsyncIterator[DnsPeer]:
+    """A DNS server without names."""
+    async with DnsPeer() as peer:
+        yield peer
+
+
+@pytest.fixture
+def resolver(dns: DnsPeer) -> Resolver:
+    """A resolver that asks it."""
+    return Resolver([(dns.host, dns.port)])
+
+
+class TestMailHosts:
+    """RFC 5321 5.1."""
+
+    async def test_best_first_and_equals_shuffled(self, dns: DnsPeer) -> None:
+        """The order of preference always, and among equals each is first at some time."""
+        dns.add("a.example", "MX", "20 c.example.", "10 B1.example.", "10 b2.example.", "30 d.example.")
+        orders = {tuple(await _hosts(dns)) for _ in range(60)}
+        assert {
+            ("b1.example", "b2.example", "c.example", "d.example"),
+            ("b2.example", "b1.example", "c.example", "d.example"),
+        } == orders
+
+    async def test_without_mx_the_domain_is_its_own_host(self, dns: DnsPeer, resolver: Resolver) -> None:
+        """The implicit MX, also where the name is an alias; whether it has an address is asked later."""
+        dns.add("a.example", "A", "192.0.2.1")
+        dns.add("b.example", "CNAME", "a.example.")
+        assert ["a.example"] == await resolver.mail_hosts("a.example")
+        assert ["b.example"] == await resolver.mail_hosts("b.example")
+
+    async def test_a_null_mx_refuses_for_good(self, dns: DnsPeer, resolver: Resolver) -> None:
+        """RFC 7505: 556 5.1.10."""
+        dns.add("a.example", "MX", "0 .")
+        answer = await resolver.mail_hosts("a.example")
+        assert isinstance(answer, Failed)
+        assert (556, "5.1.10") == (answer.reply.code, answer.reply.enhanced)
+
+    async def test_a_null_mx_beside_others_is_a_mistake(self, dns: DnsPeer, resolver: Resolver) -> None:
+        """The other hosts may take the mail, so it is not bounced."""
+        dns.add("a.example", "MX", "0 .", "10 b.example.")
+        assert ["b.example"] == await resolver.mail_hosts("a.example")
+
+    async def test_a_domain_that_does_not_exist(self, dns: DnsPeer, resolver: Resolver) -> None:
+        """The only permanent answer besides the null MX."""
+        dns.add("other.example", "A", "192.0.2.1")
+        answer = await resolver.mail_hosts("a.example")
+        assert isinstance(answer, Failed)
+        assert "5.1.2" == answer.reply.enhanced
+
+    @pytest.mark.parametrize("fault", [Fault.SERVFAIL, Fault.REFUSED, Fault.SILENT])
+    async def test_a_fault_of_the_server_is_temporary(
+        self, dns: DnsPeer, monkeypatch: pytest.MonkeyPatch, fault: Fault
+    ) -> None:
+        """What could not be looked up is asked again later, and is not remembered."""
+        monkeypatch.setattr(module, "_LIFETIME", 0.3)
+        resolver = Resolver([(dns.host, dns.port)])
+        dns.fault("a.example", fault)
+        answer = await resolver.mail_hosts("a.example")
+        assert isinstance(answer, Deferred)
+        assert (451, "4.4.3") == (answer.reply.code, answer.reply.enhanced)
+        dns.clear()
+        dns.add("a.example", "MX", "10 b.example.")
+        assert ["b.example"] == await resolver.mail_hosts("a.example")
+
+    async def test_a_long_answer_comes_over_tcp(self, dns: DnsPeer, resolver: Resolver) -> None:
+        """A truncated answer is no answer."""
+        dns.add("a.example", "MX", "10 b.example.")
+        dns.fault("a.example", Fault.TRUNCATED)
+        assert ["b.example"] == await resolver.mail_hosts("a.example")
+
+    async def test_answers_are_remembered(self, dns: DnsPeer, resolver: Resolver) -> None:
+        """A thousand messages to one domain are not a thousand questions."""
+        dns.add("a.example", "MX", "10 b.example.")
+        for _ in range(5):
+            await resolver.mail_hosts("a.example")
+        assert 1 == dns.queries["a.example", "MX"]
+
+    @pytest.mark.parametrize(
+        ("literal", "address"), [("[192.0.2.1]", "192.0.2.1"), ("[IPv6:2001:db8::1]", "2001:db8::1")]
+    )
+    async def test_a_literal_is_its_own_host(self, dns: DnsPeer, literal: str, address: str) -> None:
+        """Nobody is asked."""
+        assert [address] == await Resolver([(dns.host, dns.port)]).mail_hosts(literal)
+        assert not dns.queries
+
+
+class TestAddresses:
+    """A and AAAA, and who may point where."""
+
+    async def test_both_families(self, dns: DnsPeer, resolver: Resolver) -> None:
+        """Every address is a way to the host."""
+        dns.add("b.example", "A", "8.8.8.8", "8.8.4.4")
+        dns.add("b.example", "AAAA", "2606:4700::1111")
+        assert {"8.8.8.8", "8.8.4.4", "2606:4700::1111"} == set(await _addresses(resolver, "b.example"))
+
+    async def test_one_family_that_fails_does_not_hide_the_other(self, dns: DnsPeer, resolver: Resolver) -> None:
+        """A broken AAAA keeps no mail from an A; with neither, the fault is told."""
+        dns.add("b.example", "A", "8.8.8.8")
+        dns.fault("b.example", Fault.SERVFAIL, "AAAA")
+        assert ["8.8.8.8"] == await resolver.addresses("b.example", ruled=False)
+        dns.clear("b.example", "A")
+        dns.add("b.example", "TXT", '"x"')
+        answer = await Resolver([(dns.host, dns.port)]).addresses("b.example", ruled=False)
+        assert isinstance(answer, Deferred)
+        assert "4.4.3" == answer.reply.enhanced
+
+    @pytest.mark.parametrize("exists", [True, False])
+    async def test_a_host_without_address_is_temporary(self, dns: DnsPeer, resolver: Resolver, exists: bool) -> None:
+        """It is the host's mistake, not the recipient's: the owner can mend it before the mail is given up."""
+        dns.add("b.example" if exists else "c.example", "TXT", '"x"')
+        answer = await resolver.addresses("b.example", ruled=False)
+        assert isinstance(answer, Deferred)
+        assert "4.4.4" == answer.reply.enhanced
+
+    @pytest.mark.parametrize(
+        "address",
+        ["127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.0.1", "169.254.169.254", "0.0.0.0", "100.64.0.1"]
+        + ["::1", "::", "fe80::1", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2001:db8::1"],
+    )
+    async def test_a_stranger_cannot_point_the_fleet_at_an_internal_service(
+        self, dns: DnsPeer, resolver: Resolver, address: str
+    ) -> None:
+        """Without a rule only public addresses are connected to, by name or by literal; a rule may name any."""
+        dns.add("b.example", "AAAA" if ":" in address else "A", address)
+        for host in ("b.example", address):
+            answer = await resolver.addresses(host, ruled=False)
+            assert isinstance(answer, Failed), host
+            assert "5.4.4" == answer.reply.enhanced
+        assert [address] == await resolver.addresses("b.example", ruled=True)
+        assert [address] == await Resolver([(dns.host, dns.port)], allow_private=True).addresses(address, ruled=False)
+
+    async def test_only_the_private_ones_are_left_out(self, dns: DnsPeer, resolver: Resolver) -> None:
+        """A host with a public address besides is reached there."""
+        dns.add("b.example", "A", "127.0.0.1", "8.8.8.8")
+        assert ["8.8.8.8"] == await resolver.addresses("b.example", ruled=False)
+
+    @pytest.mark.parametrize("name", ["localhost", "mx.localhost"])
+    async def test_localhost_is_not_asked_for(self, dns: DnsPeer, resolver: Resolver, name: str) -> None:
+        """RFC 6761 6.3: it is this machine; and no stranger may go there."""
+        assert ["127.0.0.1", "::1"] == await resolver.addresses(name, ruled=True)
+        assert isinstance(await resolver.addresses(name, ruled=False), Failed)
+        assert not dns.queries
+
+
+async def _hosts(dns: DnsPeer) -> list[str]:
+    hosts = await Resolver([(dns.host, dns.port)]).mail_hosts("a.example")
+    assert isinstance(hosts, list)
+    return hosts
+
+
+async def _addresses(resolver: Resolver, host: str) -> list[str]:
+    addresses = await resolver.addresses(host, ruled=False)
+    assert isinstance(addresses, list)
+    return addresses

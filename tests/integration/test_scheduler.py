@@ -1,0 +1,106 @@
+"""The scheduler: waiting mail comes back when it is due, once, and what is over is pruned."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+
+from shared.broker import topology
+from shared.mail import codec
+from shared.runtime.clock import now
+from shared.runtime.settings import Settings
+from shared.store.bodies import Bodies
+from shared.store.deferred import Deferred
+from shared.store.pool import Pool
+from shared.store.routers import Routers
+from tests.integration.conftest import MESSAGE, NOON, Queues, Wire, delivery, through, until
+from workers.scheduler import __main__ as scheduler
+
+pytestmark = [pytest.mark.anyio, pytest.mark.services]
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[None]:
+    """Run a scheduler; at the end stop it as SIGTERM does."""
+    stop = asyncio.Event()
+    task = asyncio.create_task(scheduler.work(settings, stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await task
+
+
+async def none_waits(pool: Pool) -> bool:
+    """Say whether nothing waits any more."""
+    return not await Deferred(pool).totals()
+
+
+async def test_what_is_due_comes_back_and_the_rest_waits(settings: Settings, pool: Pool, queues: Queues) -> None:
+    """The delivery is on `mail.reroute` as it was stored."""
+    await Deferred(pool).defer(delivery(attempts=2), MESSAGE, now())
+    await Deferred(pool).defer(delivery(id="later"), MESSAGE, now() + timedelta(hours=1))
+    async with running(settings):
+        assert (delivery(attempts=2), MESSAGE) == await queues.delivery(topology.REROUTE)
+    assert ["later"] == [each.message_id for each in await Deferred(pool).matching()]
+    assert 0 == await queues.depth(topology.REROUTE)
+
+
+async def test_two_at_once_hand_out_each_delivery_once(settings: Settings, pool: Pool, queues: Queues) -> None:
+    """Any number may run; more than a batch is due, and it is handed out without a pause between batches."""
+    count = 350
+    await asyncio.gather(*(Deferred(pool).defer(delivery(id=f"m{n}"), MESSAGE, NOON) for n in range(count)))
+    async with running(settings), running(settings):
+        await until(lambda: none_waits(pool))
+    found = [codec.decode((await queues.take(topology.REROUTE)).body)[0].id for _ in range(count)]
+    assert Counter(f"m{n}" for n in range(count)) == Counter(found)
+    assert 0 == await queues.depth(topology.REROUTE)
+
+
+async def test_while_the_broker_is_away_mail_stays_where_it_is(
+    settings: Settings, pool: Pool, queues: Queues, broker_wire: Wire
+) -> None:
+    """Nothing leaves the table before the broker has it; when it comes back, everything is handed out, once."""
+    await broker_wire.cut()
+    await asyncio.gather(*(Deferred(pool).defer(delivery(id=f"m{n}"), MESSAGE, NOON) for n in range(20)))
+    async with running(settings.model_copy(update={"amqp_url": through(settings.amqp_url, broker_wire)})):
+        await asyncio.sleep(0.3)  # it has looked by now; nothing tells of it
+        assert 20 == sum(each.deliveries for each in await Deferred(pool).totals())
+        await broker_wire.mend()
+        await until(lambda: none_waits(pool))
+    assert 20 == await queues.depth(topology.REROUTE)
+
+
+async def test_it_begins_when_the_store_comes(
+    settings: Settings, pool: Pool, queues: Queues, store_wire: Wire, impatient: None
+) -> None:
+    """A scheduler may start before PostgreSQL, and goes on after an outage."""
+    del impatient
+    await Deferred(pool).defer(delivery(), MESSAGE, NOON)
+    await store_wire.cut()
+    async with running(settings.model_copy(update={"database_url": through(settings.database_url, store_wire)})):
+        await asyncio.sleep(0.5)
+        await store_wire.mend()
+        assert (delivery(), MESSAGE) == await queues.delivery(topology.REROUTE, within=15)
+
+
+async def test_what_is_over_is_pruned(settings: Settings, pool: Pool) -> None:
+    """Bodies older than any delivery can be, and routers gone for a day, are deleted; others stay."""
+    async with pool.transaction() as connection:
+        await connection.execute(
+            "INSERT INTO bodies (id, body, created_at) VALUES ('old', 'x', now() - interval '6 days 1 hour'), "
+            "('young', 'x', now() - interval '5 days 23 hours')"
+        )
+        await connection.execute(
+            "INSERT INTO routers (name, seen_at) VALUES ('gone', now() - interval '25 hours'), ('silent', now() - interval '1 hour')"
+        )
+
+    async def pruned() -> bool:
+        return [each.name for each in await Routers(pool).all()] == ["silent"]
+
+    async with running(settings):
+        await until(pruned)
+    assert (None, b"x") == (await Bodies(pool).get("old"), await Bodies(pool).get("young"))

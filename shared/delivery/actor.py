@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import structlog
 from prometheus_client import Counter, Histogram
@@ -68,6 +68,9 @@ class Actor:
         self._hostname = hostname
         self._schedule = schedule
         self._log_addresses = log_addresses
+        # Looked up once: finding a metric by its labels costs more than counting.
+        self._seconds = _SECONDS.labels(by)
+        self._counts = {kind: _OUTCOMES.labels(by, kind.__name__.lower()) for kind in get_args(Outcome)}
         self._now = clock
         self._dice = dice
 
@@ -115,7 +118,7 @@ class Actor:
             fault = Deferred(Reply(code=451, enhanced="4.3.0", text="an internal fault; see the log of the worker"))
             outcomes = dict.fromkeys(delivery.envelope.rcpt_to, fault)
         seconds = time.monotonic() - began
-        _SECONDS.labels(self._by).observe(seconds)
+        self._seconds.observe(seconds)
         for recipient, outcome in outcomes.items():
             self._tell(delivery, recipient, outcome, seconds)
         return outcomes
@@ -149,11 +152,11 @@ class Actor:
                 left = {recipient: each for recipient, each in left.items() if recipient not in alike}
 
     def _tell(self, delivery: Delivery, recipient: str, outcome: Outcome, seconds: float) -> None:
-        kind = type(outcome).__name__.lower()
-        _OUTCOMES.labels(self._by, kind).inc()
+        kind = type(outcome)
+        self._counts[kind].inc()
         reply, route = outcome.reply, delivery.route
         log.info(
-            kind,
+            kind.__name__.lower(),
             id=delivery.id,
             recipient=recipient if self._log_addresses else delivery.domain,
             transport=self._by,

@@ -5,7 +5,7 @@ Only a clear "does not exist" is permanent; a time-out or a server failure is te
 
 import asyncio
 from collections.abc import Sequence
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 import dns.asyncresolver
 import dns.exception
@@ -24,6 +24,11 @@ _LIFETIME = 10.0  # seconds for one question, over all servers and tries
 _NO_SUCH_DOMAIN = Failed(Reply(code=550, enhanced="5.1.2", text="the domain does not exist"))
 _NULL_MX = Failed(Reply(code=556, enhanced="5.1.10", text="the domain accepts no mail (null MX, RFC 7505)"))
 _NOT_PUBLIC = Failed(Reply(code=550, enhanced="5.4.4", text="the domain points to addresses that are not public"))
+
+
+# IPv6 addresses that lead to an IPv4 one, in their last 32 bits: NAT64 (RFC 6052), IPv4-compatible.
+_TRANSLATED = (IPv6Network("64:ff9b::/96"), IPv6Network("::/96"))
+_LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")  # RFC 8215
 
 
 class Resolver:
@@ -71,7 +76,7 @@ class Resolver:
         found = await self._lookup(host)
         if not isinstance(found, list) or ruled or self._allow_private:
             return found
-        public = [each for each in found if ip_address(each).is_global]
+        public = [each for each in found if _is_public(each)]
         return public or _NOT_PUBLIC
 
     async def _lookup(self, host: str) -> list[str] | Deferred:
@@ -95,6 +100,17 @@ class Resolver:
         except dns.exception.DNSException as error:
             return _unknown(host, error)
         return [record.address for record in answer]
+
+
+def _is_public(text: str) -> bool:
+    address = ip_address(text)
+    if isinstance(address, IPv6Address):
+        inner = address.sixtofour
+        if any(address in network for network in _TRANSLATED):
+            inner = IPv4Address(int(address) & 0xFFFF_FFFF)
+        if (inner is not None and not inner.is_global) or address in _LOCAL_NAT64 or address.is_site_local:
+            return False
+    return address.is_global and not address.is_multicast
 
 
 def _by_preference(answer: dns.resolver.Answer) -> list[str] | Failed:

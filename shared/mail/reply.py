@@ -1,6 +1,7 @@
 """SMTP replies: the code, the enhanced code (RFC 3463) and the text; and the words we use when no peer spoke."""
 
 import re
+from functools import lru_cache
 from typing import Self
 
 import msgspec
@@ -29,6 +30,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mta: str | None = None
 
     @classmethod
+    @lru_cache(maxsize=4_096)  # servers say the same few things again and again
     def of(cls, code: int, text: str, *, mta: str | None) -> Self:
         """Build a reply from a code and the text after it, taking the enhanced code out of the text (RFC 2034)."""
         lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -1,7 +1,9 @@
 """The Received header field that every hop puts on top (RFC 5321 4.4), and counting those of others."""
 
 import re
+from datetime import datetime
 from email.utils import format_datetime
+from functools import lru_cache
 
 from shared.mail.envelope import Delivery
 
@@ -17,7 +19,7 @@ def received(delivery: Delivery, hostname: str) -> bytes:
     envelope = delivery.envelope
     recipient = envelope.rcpt_to[0] if len(envelope.rcpt_to) == 1 else ""
     named = f"\r\n\tfor <{recipient}>" if recipient and recipient.isascii() else ""
-    date = format_datetime(envelope.accepted_at)
+    date = _date(envelope.accepted_at.replace(microsecond=0))
     return f"Received: by {hostname} (pushpush)\r\n\tid {envelope.id}{named};\r\n\t{date}\r\n".encode("ascii")
 
 
@@ -32,3 +34,8 @@ def header_of(message: bytes) -> bytes:
 def hops(message: bytes) -> int:
     """Return how many hosts the message has been through: its Received fields (RFC 5321 6.3)."""
     return len(_RECEIVED.findall(header_of(message)))
+
+
+@lru_cache(maxsize=1_024)
+def _date(second: datetime) -> str:
+    return format_datetime(second)

@@ -24,7 +24,7 @@ def migrate(json: Json = False) -> None:
         try:
             await asyncio.to_thread(migrations.upgrade, fleet.settings.database_url)
         except OperationalError as error:
-            raise StoreUnavailable(f"PostgreSQL is away: {str(error.orig).strip()}") from error
+            raise StoreUnavailable(f"PostgreSQL is away: {' '.join(str(error.orig).split())}") from error
         revision = migrations.head()
         return Result(data={"revision": revision}, text=f"the database is at revision {revision}")
 
@@ -36,18 +36,20 @@ def check(json: Json = False) -> None:
 
     async def work(fleet: Fleet) -> Result:
         pool = await fleet.pool()
-        found = {
-            "broker": await _found(lambda: _broker(fleet)),
-            "database": await _found(lambda: _database(pool)),
-            "dns": await _found(lambda: _dns(fleet)),
-            "rules": await _found(lambda: _rules(pool)),
-            "routers": await _found(lambda: _routers(pool)),
+        looks: dict[str, Callable[[], Awaitable[tuple[bool, str]]]] = {
+            "broker": lambda: _broker(fleet),
+            "database": lambda: _database(pool),
+            "dns": lambda: _dns(fleet),
+            "rules": lambda: _rules(pool),
+            "routers": lambda: _routers(pool),
         }
+        found = dict(zip(looks, await asyncio.gather(*map(_found, looks.values())), strict=True))
         shown = table("what", "well", "why")
         for name, (well, why) in found.items():
             shown.add_row(name, "yes" if well else "NO", why)
         data = {name: {"ok": well, "detail": why} for name, (well, why) in found.items()}
-        return Result(data=data, text=shown, code=0 if all(well for well, _ in found.values()) else REFUSED)
+        fault = "; ".join(f"{name}: {why}" for name, (well, why) in found.items() if not well)
+        return Result(data=data, text=shown, code=REFUSED if fault else 0, fault=fault)
 
     run("check", work, json=json)
 

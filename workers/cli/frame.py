@@ -34,11 +34,15 @@ class Refusal(Exception):  # noqa: N818 - the command refuses; nothing was chang
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What a command has to say: data for machines, text for people, and an exit code."""
+    """What a command has to say: data for machines, text for people, and an exit code.
+
+    `fault` says in words what the code means, where the text is a table.
+    """
 
     data: Any
     text: str | Table
     code: int = 0
+    fault: str = ""
 
 
 class Fleet:
@@ -83,7 +87,12 @@ def run(command: str, work: Callable[[Fleet], Awaitable[Result]], *, json: bool)
     except (Refusal, ValueError) as error:
         fail(command, "refused", str(error), REFUSED, json=json)
     if json:
-        _print_json({"ok": result.code == 0, "command": command, "data": result.data})
+        told = {"ok": result.code == 0, "command": command, "data": result.data}
+        if result.code:
+            kind = "late" if result.code == LATE else "not_well"
+            words = result.text if isinstance(result.text, str) else result.fault
+            told["error"] = {"kind": kind, "message": words, "code": result.code}
+        _print_json(told)
     else:
         # Facts are not wrapped or coloured away: they may be read by another program, too.
         Console(highlight=False, soft_wrap=isinstance(result.text, str), markup=False).print(result.text)

@@ -30,14 +30,20 @@ app.command("migrate", epilog="Example: pushpush migrate")(admin.migrate)
 app.command("check", epilog="Example: pushpush check")(admin.check)
 
 
-@app.callback()
-def options(
-    show: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
-) -> None:
-    """Take the options that come before a command."""
-    if show:
+def _version(wanted: bool) -> None:
+    if wanted:
         print(f"pushpush {version_of('pushpush')}")  # noqa: T201
         raise typer.Exit
+
+
+@app.callback()
+def options(
+    show: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Take the options that come before a command."""
+    del show  # its callback has done it: this function is not called without a command
 
 
 # Typer does not export the base of its usage errors.

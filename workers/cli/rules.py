@@ -136,7 +136,7 @@ def reload(
         publisher = await fleet.publisher()
         version = await Overrides(pool).release()
         applied = await announce(version, publisher, Routers(pool), wait=0 if no_wait else timeout)
-        return _told(applied, {}, "")
+        return _told(applied, {}, "", waited=not no_wait)
 
     run("reload", work, json=json)
 
@@ -164,16 +164,15 @@ async def _released(pool: Pool, saved: Saved, what: str, connecting: asyncio.Tas
         connecting.cancel()
         return Result(data=data, text=f"{what}: saved as version {saved.version}; `pushpush reload` applies it")
     applied = await announce(saved.version, await connecting, Routers(pool), wait=wait)
-    return _told(applied, data, f"{what}: ")
+    return _told(applied, data, f"{what}: ", waited=wait > 0)
 
 
-def _told(applied: Applied, data: dict[str, object], prefix: str) -> Result:
-    late = bool(applied.late)
-    return Result(
-        data=data | msgspec.structs.asdict(applied),
-        text=prefix + applied.sentence(),
-        code=LATE if late else 0,
-    )
+def _told(applied: Applied, data: dict[str, object], prefix: str, *, waited: bool) -> Result:
+    data |= msgspec.structs.asdict(applied)
+    if not waited:
+        away = f"; the reload event could not be published ({applied.broker_away})" if applied.broker_away else ""
+        return Result(data=data, text=f"{prefix}released as version {applied.version}, not waited for{away}")
+    return Result(data=data, text=prefix + applied.sentence(), code=LATE if applied.late else 0)
 
 
 def _data(stored: Stored) -> dict[str, object]:

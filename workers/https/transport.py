@@ -140,7 +140,10 @@ def _result(host: str, port: int, address: str) -> ResolveResult:
 def _headers(delivery: Delivery) -> list[tuple[bytes, bytes]]:
     """Return the envelope as header fields; addresses are bare, and not ASCII as UTF-8."""
     envelope = delivery.envelope
-    fields: list[tuple[bytes, bytes]] = [(b"Content-Type", b"application/octet-stream")]
+    fields: list[tuple[bytes, bytes]] = [
+        (b"Content-Type", b"application/octet-stream"),
+        (b"Accept-Encoding", b"identity"),  # a reply that a proxy compressed could not be read: `450 later` in a 200
+    ]
     if envelope.mail_from:
         fields.append((b"X-Mail-From", to_ascii_domain(envelope.mail_from).encode()))
     fields += [(b"X-Mail-To", to_ascii_domain(each).encode()) for each in envelope.rcpt_to]

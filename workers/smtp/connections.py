@@ -12,7 +12,7 @@ from workers.smtp.session import Session
 
 IDLE = 10.0  # seconds a connection is kept for the next message; servers close theirs after a while, too
 MAX_MESSAGES = 200  # on one connection; then another machine behind the same name gets its turn
-MAX_IDLE = 16  # kept per next hop
+MAX_IDLE = 64  # kept per next hop: as many as one worker delivers at once, or connections open and close all the time
 _SWEEP = 2.0  # seconds between two looks for connections that have been idle too long
 
 

@@ -10,14 +10,15 @@ import sys
 from pathlib import Path
 
 import msgspec
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
 from bench.measure import Figure, opened
-from bench.scenes import end_to_end, idle_rooms, router_alone
+from bench.scenes import bare_library, end_to_end, idle_rooms, router_alone
 
 FOLDER = Path(".run/bench")
-SCENES = (idle_rooms, router_alone, end_to_end)
+SCENES = (idle_rooms, bare_library, router_alone, end_to_end)
 
 
 async def measure(console: Console) -> list[Figure]:
@@ -33,7 +34,8 @@ async def measure(console: Console) -> list[Figure]:
 
 def main() -> None:
     """Measure, and print what was found."""
-    figures = asyncio.run(measure(Console(stderr=True)))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        figures = runner.run(measure(Console(stderr=True)))
     if "--json" in sys.argv:
         print(json.dumps([msgspec.to_builtins(each) for each in figures]))
         return

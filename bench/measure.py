@@ -6,6 +6,7 @@ import shutil
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import aiormq
 import psutil
@@ -136,7 +137,7 @@ async def opened(folder: Path) -> AsyncIterator[Site]:
         channel = await connection.channel()
         for name, arguments in topology.QUEUES.items():
             await channel.queue_declare(name, durable=True, arguments=dict(arguments))
-        yield Site(folder=folder, services=services, channel=channel)  # type: ignore[arg-type]
+        yield Site(folder=folder, services=services, channel=cast("aiormq.Channel", channel))
         await connection.close()
 
 

@@ -2,13 +2,18 @@
 
 import asyncio
 import json
+import os
 import re
 import sys
 import time
 
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+
 from bench.measure import Cpu, Figure, Site, broker_pid, rss, spelled
 from shared.broker import topology
 
+BARE = 10_000  # messages through the library alone
 ROUTED = 20_000  # messages through the router
 DELIVERED = 12_000  # messages to the sink
 
@@ -46,6 +51,34 @@ async def router_alone(site: Site) -> list[Figure]:
             unit="messages/s",
             goal="at least 2500",
             detail=spelled(per),
+        )
+    ]
+
+
+async def bare_library(site: Site) -> list[Figure]:
+    """For comparison: aio-pika alone takes a message, publishes it again with confirm, and acks; nothing else."""
+    await site.fill(BARE)
+    done, count = asyncio.Event(), 0
+    async with await aio_pika.connect(site.services.amqp_url) as connection:
+        source, target = await connection.channel(), await connection.channel()
+
+        async def again(message: AbstractIncomingMessage) -> None:
+            nonlocal count
+            await target.default_exchange.publish(aio_pika.Message(message.body, delivery_mode=2), topology.SMTP)
+            await message.ack()
+            count += 1
+            if count == BARE:
+                done.set()
+
+        await source.set_qos(prefetch_count=256)
+        cpu, began = Cpu({"aio-pika": os.getpid()} | broker_pid(site.services)), time.monotonic()
+        await (await source.get_queue(topology.OUTBOUND)).consume(again)
+        await done.wait()
+        seconds, per = time.monotonic() - began, cpu.per(BARE)
+    await site.empty()
+    return [
+        Figure(
+            what="bare aio-pika", value=BARE / seconds, unit="messages/s", goal="(to compare with)", detail=spelled(per)
         )
     ]
 

@@ -96,13 +96,18 @@ class Consumer:
         self._prefetch = prefetch
         self._channel: aiormq.Channel | None = None
         self._tag = ""
+        self._draining = False
         self._in_hand = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
-    def attached(self) -> bool:
-        """Say whether the broker gives us messages. It stops when the queue is deleted."""
+    def deaf(self) -> bool:
+        """Say whether the broker gives us nothing though we want messages, as after the queue was deleted."""
+        return not self._draining and not self._attached
+
+    @property
+    def _attached(self) -> bool:
         return self._channel is not None and self._tag in self._channel.consumers
 
     async def start(self, connection: AbstractConnection) -> None:
@@ -120,8 +125,9 @@ class Consumer:
 
     async def drain(self) -> None:
         """Take no more, finish what is in hand, and return when the broker has every ack."""
+        self._draining = True
         channel = self._channel
-        if channel is not None and self.attached:
+        if channel is not None and self._attached:
             with contextlib.suppress(*FAULTS):
                 await channel.basic_cancel(self._tag)
         try:

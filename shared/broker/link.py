@@ -74,6 +74,11 @@ class Link:
         """The channel to publish on, confirmed and with returns raised; None while the broker is away."""
         return self._channel
 
+    @property
+    def is_up(self) -> bool:
+        """Say whether the broker is there and the owner's consumers were started."""
+        return self._up.is_set()
+
     async def wait_up(self) -> None:
         """Return once the broker is there."""
         await self._up.wait()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ class Flow:
         self._domain = domain
         self.count = count
         self.handed_in = 0
+        self.times: dict[int, tuple[float, float]] = {}  # by number: when its publish began, when it was confirmed
 
     async def run(self) -> None:
         """Hand in every message; while the broker is away, try again."""
@@ -50,12 +52,14 @@ class Flow:
         body = f"From: {SENDER}\r\nTo: {recipient}\r\nSubject: {number}\r\n\r\n{'x' * 1000}\r\n".encode()
         headers = {"mail_from": SENDER, "rcpt_to": [recipient]}
         while True:
+            began = time.monotonic()
             try:
                 await self._publisher.raw(topology.OUTBOUND, body, content_type="message/rfc822", headers=headers)
             except BrokerUnavailable:
                 await asyncio.sleep(0.1)
             else:
                 self.handed_in += 1
+                self.times[number] = (began, time.monotonic())
                 return
 
     def arrived(self, *peers: Inbox) -> Counter[int]:

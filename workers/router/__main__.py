@@ -81,7 +81,7 @@ async def _watch(link: Link, consumers: list[Consumer]) -> None:
     """Connect anew when the broker stopped giving us messages, as it does when a queue was deleted; never ends."""
     while True:
         await asyncio.sleep(1)
-        if link.channel is not None and not all(each.attached for each in consumers):
+        if link.is_up and any(each.deaf for each in consumers):
             log.warning("no longer attached to a queue, connecting anew")
             await link.reconnect()
 

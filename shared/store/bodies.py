@@ -44,7 +44,8 @@ class Bodies:
         """
         async with self._pool.transaction() as connection:
             deleted = await connection.execute(
-                "DELETE FROM bodies WHERE created_at < least(%s, (SELECT min(accepted_at) - interval '1 day' FROM deferred))",
+                "DELETE FROM bodies "
+                "WHERE created_at < least(%s, (SELECT min(accepted_at) - interval '1 day' FROM deferred))",
                 (older_than,),
             )
             return deleted.rowcount

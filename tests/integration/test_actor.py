@@ -192,7 +192,8 @@ async def test_where_no_mxdeliv_is_smtp_follows_at_once(room: Room, queues: Queu
 async def test_settling_is_tried_until_the_broker_takes_it(room: Room, queues: Queues, pool: Pool) -> None:
     """A broker that refuses does not cause a second delivery; and what was settled already is not done again."""
     await queues.channel.queue_delete(topology.OUTBOUND)
-    transport = Scripted(lambda each: {"b": LATER, "n": NEVER}.get(each[0], OK))
+    answers: dict[str, Outcome] = {"b@a.example": LATER, "n@a.example": NEVER, "o@a.example": OK}
+    transport = Scripted(answers.__getitem__)
     settling = asyncio.create_task(room.actor(transport)(job(delivery("b@a.example", "n@a.example", "o@a.example"))))
     await until(lambda: _waits(pool))
     await asyncio.sleep(1.2)  # longer than the pause between two tries

@@ -1,6 +1,7 @@
 """Domains to mail hosts, and hosts to addresses, against a DNS server of our own."""
 
 from collections.abc import AsyncIterator
+from ipaddress import ip_address
 
 import pytest
 
@@ -130,8 +131,11 @@ class TestAddresses:
 
     @pytest.mark.parametrize(
         "address",
-        ["127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.0.1", "169.254.169.254", "0.0.0.0", "100.64.0.1"]
-        + ["::1", "::", "fe80::1", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2001:db8::1"],
+        [
+            *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.0.1", "169.254.169.254", "0.0.0.0", "100.64.0.1"),
+            *("::1", "::", "fe80::1", "fc00::1", "fec0::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2001:db8::1"),
+            *("64:ff9b::127.0.0.1", "64:ff9b:1::1", "2002:7f00:1::", "::127.0.0.1", "224.0.0.1", "ff02::1"),
+        ],
     )
     async def test_a_stranger_cannot_point_the_fleet_at_an_internal_service(
         self, dns: DnsPeer, resolver: Resolver, address: str
@@ -142,7 +146,9 @@ class TestAddresses:
             answer = await resolver.addresses(host, ruled=False)
             assert isinstance(answer, Failed), host
             assert "5.4.4" == answer.reply.enhanced
-        assert [address] == await resolver.addresses("b.example", ruled=True)
+        assert [ip_address(address)] == [
+            ip_address(each) for each in await _addresses(resolver, "b.example", ruled=True)
+        ]
         assert [address] == await Resolver([(dns.host, dns.port)], allow_private=True).addresses(address, ruled=False)
 
     async def test_only_the_private_ones_are_left_out(self, dns: DnsPeer, resolver: Resolver) -> None:
@@ -164,7 +170,7 @@ async def _hosts(dns: DnsPeer) -> list[str]:
     return hosts
 
 
-async def _addresses(resolver: Resolver, host: str) -> list[str]:
-    addresses = await resolver.addresses(host, ruled=False)
+async def _addresses(resolver: Resolver, host: str, *, ruled: bool = False) -> list[str]:
+    addresses = await resolver.addresses(host, ruled=ruled)
     assert isinstance(addresses, list)
     return addresses

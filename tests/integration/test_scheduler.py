@@ -95,7 +95,8 @@ async def test_what_is_over_is_pruned(settings: Settings, pool: Pool) -> None:
             "('young', 'x', now() - interval '5 days 23 hours')"
         )
         await connection.execute(
-            "INSERT INTO routers (name, seen_at) VALUES ('gone', now() - interval '25 hours'), ('silent', now() - interval '1 hour')"
+            "INSERT INTO routers (name, seen_at) "
+            "VALUES ('gone', now() - interval '25 hours'), ('silent', now() - interval '1 hour')"
         )
 
     async def pruned() -> bool:

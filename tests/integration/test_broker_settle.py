@@ -1,0 +1,237 @@
+"""Dispositions made true on a real broker and a real store."""
+
+import email
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from email.message import Message
+
+import pytest
+from aio_pika.abc import AbstractIncomingMessage
+from pamqp.common import FieldTable
+
+from shared.broker import topology
+from shared.broker.publisher import Publisher
+from shared.broker.settle import Settler
+from shared.mail import codec
+from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, RetryAt
+from shared.mail.envelope import Delivery
+from shared.mail.reply import Reply
+from shared.mail.retry import Schedule, parse_waits
+from shared.runtime.errors import BrokerUnavailable
+from shared.store.deferred import Deferred
+from shared.store.pool import Pool
+from tests.integration.conftest import MESSAGE, NOON, Queues, Wire, delivery, through
+
+pytestmark = [pytest.mark.anyio, pytest.mark.services]
+
+AT = NOON + timedelta(minutes=5)
+SCHEDULE = Schedule(waits=parse_waits("1m"))
+LATER = Reply(code=451, enhanced="4.7.1", text="greylisted", mta="mx.a.example")
+NEVER = Reply(code=550, enhanced="5.1.1", text="no such user", mta="mx.a.example")
+HOSTNAME = "mail.pushpush.example"
+
+
+@pytest.fixture
+def deferred(pool: Pool) -> Deferred:
+    """Waiting mail, none yet."""
+    return Deferred(pool)
+
+
+@pytest.fixture
+def settler(publisher: Publisher, deferred: Deferred) -> Settler:
+    """A settler whose clock stands at noon."""
+    return Settler(publisher, deferred, hostname=HOSTNAME, schedule=SCHEDULE, clock=lambda: NOON)
+
+
+@pytest.fixture
+async def away(store_wire: Wire, database: str) -> AsyncIterator[Deferred]:
+    """A store that cannot be reached."""
+    await store_wire.cut()
+    pool = Pool(through(database, store_wire), name="test", timeout=0.2)
+    await pool.open()
+    yield Deferred(pool)
+    await pool.close()
+
+
+async def settle(settler: Settler, part: Delivery, verdict: Disposition, body: bytes = MESSAGE) -> None:
+    """Settle with one verdict for all recipients."""
+    await settler.settle(part, body, dict.fromkeys(part.envelope.rcpt_to, verdict))
+
+
+async def waits(deferred: Deferred) -> list[tuple[Delivery, bytes, datetime]]:
+    """Return what waits, whole, and until when."""
+    found = []
+    for each in await deferred.matching():
+        whole = await deferred.message(each.id)
+        assert whole is not None
+        found.append((*whole, each.next_attempt_at))
+    return found
+
+
+async def depths(queues: Queues) -> dict[str, int]:
+    """Return the queues that are not empty."""
+    found = {name: await queues.depth(name) for name in topology.QUEUES}
+    return {name: depth for name, depth in found.items() if depth}
+
+
+class Report:
+    """A report as the ingress contract and RFC 3464 have it."""
+
+    def __init__(self, message: AbstractIncomingMessage) -> None:
+        self.envelope = codec.from_ingress(
+            message.body,
+            message.headers,
+            content_type=message.content_type,
+            message_id=message.message_id,
+            new_id="not used",
+            now=datetime.now(UTC),
+        )
+        self.mail = email.message_from_bytes(message.body)
+        parts = [part for part in self.mail.walk() if part.get_content_type() == "message/delivery-status"]
+        self.blocks: list[Message] = list(parts[0].walk())[1:]
+
+
+class TestVerdicts:
+    """Each disposition, one by one."""
+
+    @pytest.mark.parametrize("verdict", [Done(Reply(code=250)), Drop(NEVER), Drop(LATER, expired=True)])
+    async def test_nothing_is_left_to_do(
+        self, settler: Settler, deferred: Deferred, queues: Queues, verdict: Disposition
+    ) -> None:
+        """Delivered, or given up in silence: nothing is stored and nothing published."""
+        await settle(settler, delivery(), verdict)
+        assert ({}, []) == (await depths(queues), await waits(deferred))
+
+    async def test_a_quick_retry_keeps_the_attempt_open(self, settler: Settler, deferred: Deferred) -> None:
+        """`quick` counts, `attempts` does not, and the last answer is kept."""
+        await settle(settler, delivery(attempts=2, quick=1), RetryAt(AT, LATER, quick=True))
+        assert [(delivery(attempts=2, quick=2, reply=LATER), MESSAGE, AT)] == await waits(deferred)
+
+    async def test_a_retry_ends_the_attempt(self, settler: Settler, deferred: Deferred, queues: Queues) -> None:
+        """`attempts` counts, `quick` starts anew, nobody is told."""
+        await settle(settler, delivery(attempts=2, quick=1), RetryAt(AT, LATER))
+        assert [(delivery(attempts=3, reply=LATER), MESSAGE, AT)] == await waits(deferred)
+        assert {} == await depths(queues)
+
+    async def test_a_retry_with_a_warning_tells_the_sender_once(
+        self, settler: Settler, deferred: Deferred, queues: Queues
+    ) -> None:
+        """The sender gets a report of the delay; the delivery remembers that it was warned of."""
+        await settle(settler, delivery(attempts=9), RetryAt(AT, LATER, warn=True))
+        assert [(delivery(attempts=10, reply=LATER, warned=True), MESSAGE, AT)] == await waits(deferred)
+        report = Report(await queues.take(topology.OUTBOUND))
+        assert ("", ("a@from.example",)) == (report.envelope.mail_from, report.envelope.rcpt_to)
+        assert ("delayed", "4.7.1") == (report.blocks[1]["Action"], report.blocks[1]["Status"])
+        assert report.blocks[1]["Will-Retry-Until"]
+
+    async def test_falling_back_hands_it_to_the_smtp_workers(self, settler: Settler, queues: Queues) -> None:
+        """The same attempt goes on by SMTP, with the whole message."""
+        await settle(settler, delivery(attempts=2, quick=2), FallBack(LATER))
+        assert (delivery(attempts=2, reply=LATER), MESSAGE) == await queues.delivery(topology.SMTP)
+
+    async def test_a_stored_body_does_not_travel(self, settler: Settler, deferred: Deferred, queues: Queues) -> None:
+        """A delivery with a body reference stays small, in the queue and in the table."""
+        part = delivery(body_ref="one")
+        await settle(settler, part, FallBack(LATER))
+        await settle(settler, part, RetryAt(AT, LATER))
+        assert (part.but(reply=LATER), b"") == await queues.delivery(topology.SMTP)
+        assert [(part.but(reply=LATER, attempts=1), b"", AT)] == await waits(deferred)
+
+    async def test_a_bounce_goes_back_as_a_report(self, settler: Settler, queues: Queues) -> None:
+        """From the null reverse-path, through `mail.outbound` by its contract, with the recipients and the reason."""
+        part = delivery("b@a.example", "c@a.example", envid="QQ314159")
+        await settle(settler, part, Bounce(NEVER))
+        report = Report(await queues.take(topology.OUTBOUND))
+        assert ("", ("a@from.example",)) == (report.envelope.mail_from, report.envelope.rcpt_to)
+        assert report.envelope.is_report
+        assert "multipart/report" == report.mail.get_content_type()
+        assert "QQ314159" == report.blocks[0]["Original-Envelope-Id"]
+        assert [
+            ("rfc822; b@a.example", "failed", "5.1.1"),
+            ("rfc822; c@a.example", "failed", "5.1.1"),
+        ] == [(each["Final-Recipient"], each["Action"], each["Status"]) for each in report.blocks[1:]]
+        assert {} == await depths(queues)
+
+    async def test_an_expired_bounce_says_that_time_ran_out(self, settler: Settler, queues: Queues) -> None:
+        """4.4.7, with the last answer beside it."""
+        await settle(settler, delivery(), Bounce(LATER, expired=True))
+        block = Report(await queues.take(topology.OUTBOUND)).blocks[1]
+        assert "4.4.7" == block["Status"]
+        assert "greylisted" in block["Diagnostic-Code"]
+
+    async def test_each_recipient_gets_its_own_verdict(
+        self, settler: Settler, deferred: Deferred, queues: Queues
+    ) -> None:
+        """Delivered, deferred and refused in one delivery: one row for the deferred, one report for the refused."""
+        part = delivery("ok@a.example", "later@a.example", "never@a.example", "later2@a.example")
+        later = RetryAt(AT, LATER)
+        await settler.settle(
+            part,
+            MESSAGE,
+            {
+                "ok@a.example": Done(Reply(code=250)),
+                "later@a.example": later,
+                "never@a.example": Bounce(NEVER),
+                "later2@a.example": later,
+            },
+        )
+        [(waiting, _, _)] = await waits(deferred)
+        assert ("later@a.example", "later2@a.example") == waiting.envelope.rcpt_to
+        report = Report(await queues.take(topology.OUTBOUND))
+        assert ["rfc822; never@a.example"] == [each["Final-Recipient"] for each in report.blocks[1:]]
+        assert {} == await depths(queues)
+
+
+class TestAway:
+    """Store or broker away: late, never lost."""
+
+    async def test_while_the_store_is_away_a_delivery_waits_in_limbo(
+        self, publisher: Publisher, away: Deferred, queues: Queues
+    ) -> None:
+        """Whole, with the time of its next attempt; the attempt counts."""
+        settler = Settler(publisher, away, hostname=HOSTNAME, schedule=SCHEDULE)
+        await settle(settler, delivery(), RetryAt(AT, LATER))
+        assert (delivery(attempts=1, reply=LATER, retry_at=AT), MESSAGE) == await queues.delivery(topology.LIMBO)
+
+    async def test_with_store_and_broker_away_it_stays_in_its_queue(
+        self, publisher: Publisher, away: Deferred, queues: Queues
+    ) -> None:
+        """BrokerUnavailable: the caller must not ack."""
+        await queues.channel.queue_delete(topology.LIMBO)
+        settler = Settler(publisher, away, hostname=HOSTNAME, schedule=SCHEDULE)
+        with pytest.raises(BrokerUnavailable):
+            await settle(settler, delivery(), RetryAt(AT, LATER))
+
+    async def test_limbo_leads_back_to_the_router(self, queues: Queues) -> None:
+        """A queue with limbo's arguments, only less patient, hands its messages whole to `mail.reroute`, by itself."""
+        hasty: FieldTable = {**topology.QUEUES[topology.LIMBO], "x-message-ttl": 50}
+        name = (await queues.channel.declare_queue("test.hasty", durable=True, arguments=hasty)).name
+        try:
+            await queues.put(name, codec.encode(delivery(retry_at=AT), MESSAGE))
+            assert (delivery(retry_at=AT), MESSAGE) == await queues.delivery(topology.REROUTE)
+        finally:
+            await (await queues.channel.get_queue(name)).delete(if_unused=False, if_empty=False)
+
+    async def test_what_is_handed_out_too_often_is_set_aside(self, queues: Queues) -> None:
+        """A work queue's arguments: after the delivery limit a message is set aside, not handed out for ever."""
+        hasty: FieldTable = {**topology.QUEUES[topology.SMTP], "x-delivery-limit": 2}
+        queue = await queues.channel.declare_queue("test.hasty2", durable=True, arguments=hasty)
+        try:
+            await queues.put(queue.name, b"poison")
+            for _ in range(3):
+                message = await queue.get(timeout=5)
+                await message.nack(requeue=True)
+            assert b"poison" == (await queues.take(topology.UNDECODABLE)).body
+        finally:
+            await queue.delete(if_unused=False, if_empty=False)
+
+
+async def test_set_aside_keeps_bytes_headers_and_reason(settler: Settler, queues: Queues) -> None:
+    """What cannot be read is kept whole, beside the headers that were there, with the reason."""
+    data = bytes(range(256))
+    headers = {"mail_from": "x", "n": 7, "l": ["a", {"b": None}], "raw": bytearray(b"\xff")}
+    await settler.set_aside(data, "the header cannot be read", headers, "id-1")
+    message = await queues.take(topology.UNDECODABLE)
+    assert data == message.body
+    kept = {name: value for name, value in message.headers.items() if name != "x-delivery-count"}  # the broker's own
+    assert headers | {"reason": "the header cannot be read", "message_id": "id-1"} == kept

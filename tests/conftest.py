@@ -1,8 +1,6 @@
 """What tests of every kind share: the private RabbitMQ and PostgreSQL, started once a run."""
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 

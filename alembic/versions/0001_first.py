@@ -22,7 +22,7 @@ INSERT INTO rulebook DEFAULT VALUES;
 CREATE TABLE dns_overrides (
     lookup_key  text PRIMARY KEY
         CHECK (lookup_key <> '' AND (lookup_key = lower(lookup_key) OR lookup_key LIKE '[IPv6:%')),
-    target_host text NOT NULL CHECK (target_host <> ''),
+    target_host text NOT NULL CHECK (target_host ~ '^[^[:space:],]+(,[^[:space:],]+)*$'),
     comment     text NOT NULL DEFAULT '',
     created_at  timestamptz NOT NULL DEFAULT now(),
     updated_at  timestamptz NOT NULL DEFAULT now(),

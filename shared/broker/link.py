@@ -7,6 +7,7 @@ gives the router the moment at which it must read the rules again (fanout events
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Self, cast
@@ -17,12 +18,13 @@ import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import AMQPError
 
-from shared.broker import topology
+from shared.broker import tolerant, topology
 from shared.runtime.health import Health
 
 log = structlog.get_logger()
 
 RETRY = (0.2, 0.5, 1.0, 2.0)  # seconds between attempts to connect; the last one repeats
+STABLE = 5.0  # seconds; a connection that ends sooner is not made anew at once, lest good mail go round and round
 HEARTBEAT = 30  # seconds
 FAULTS = (AMQPError, OSError, asyncio.TimeoutError, RuntimeError)  # what a lost connection raises, wherever it shows
 
@@ -52,6 +54,7 @@ class Link:
 
     async def __aenter__(self) -> Self:
         """Start connecting in the background; does not wait for the broker."""
+        tolerant.install()
         self._task = asyncio.create_task(self._run(), name=f"link {self._name}")
         return self
 
@@ -92,18 +95,21 @@ class Link:
     async def _run(self) -> None:
         attempt = 0
         while True:
+            began = time.monotonic()
             try:
                 async with self._connected() as closed:
-                    attempt = 0
                     why = await closed
                 log.warning("broker connection lost", why=repr(why))
                 self._health.ill("broker", f"the connection was lost: {why!r}")
+                if time.monotonic() - began > STABLE:
+                    attempt = 0
+                    continue
             except FAULTS as error:
                 if attempt == 0:
                     log.warning("broker unreachable, trying on", error=repr(error))
                 self._health.ill("broker", f"cannot connect: {error!r}")
-                await asyncio.sleep(RETRY[min(attempt, len(RETRY) - 1)])
-                attempt += 1
+            await asyncio.sleep(RETRY[min(attempt, len(RETRY) - 1)])
+            attempt += 1
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[asyncio.Future[object]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import msgspec
 from aiormq import Channel
 from pamqp.commands import Basic
-from pamqp.common import FieldTable
+from pamqp.common import FieldTable, FieldValue
 
 from shared.broker import topology
 from shared.broker.link import FAULTS, Link
@@ -14,15 +14,21 @@ from shared.mail.envelope import Delivery
 from shared.runtime.errors import BrokerUnavailable
 
 _PERSISTENT = 2
-TIMEOUT = 30.0  # seconds for a confirm; a blocked broker does not answer at all
 
 
 class Publisher:
     """Publishes on a link."""
 
-    def __init__(self, link: Link) -> None:
-        """Use the link's channel."""
+    def __init__(self, link: Link, *, timeout: float | None = None) -> None:
+        """Use the link's channel.
+
+        Args:
+            link: The connection.
+            timeout: Seconds to wait for a confirm. None waits as long as the channel lives: a broker that is short of
+                memory or disk confirms later, and whoever published again meanwhile would have doubled the message.
+        """
         self._link = link
+        self._timeout = timeout
 
     async def delivery(self, queue: str, delivery: Delivery, body: bytes) -> None:
         """Publish a delivery in its wire form.
@@ -56,7 +62,7 @@ class Publisher:
         channel = self._channel()
         try:
             await channel.basic_publish(
-                body, routing_key=queue, properties=properties, mandatory=True, timeout=TIMEOUT, wait=False
+                body, routing_key=queue, properties=properties, mandatory=True, timeout=self._timeout, wait=False
             )
         except FAULTS as error:
             raise BrokerUnavailable(f"RabbitMQ did not take a message for {queue}: {error!r}") from error
@@ -71,7 +77,7 @@ class Publisher:
         event = msgspec.json.encode({"version": version})
         try:
             # Not mandatory: a fleet whose routers are all down has no queue bound, and they read the rules on start.
-            await channel.basic_publish(event, exchange=topology.RELOAD, timeout=TIMEOUT)
+            await channel.basic_publish(event, exchange=topology.RELOAD, timeout=self._timeout)
         except FAULTS as error:
             raise BrokerUnavailable(f"RabbitMQ did not confirm the reload event: {error!r}") from error
 
@@ -83,4 +89,17 @@ class Publisher:
 
 
 def _headers(headers: Mapping[str, object] | None) -> FieldTable | None:
-    return None if headers is None else dict(headers)  # type: ignore[arg-type] # pamqp checks the values itself
+    return None if headers is None else {name: _value(value) for name, value in headers.items()}
+
+
+def _value(value: object) -> FieldValue:
+    """Return a header's value in a form that pamqp can write; it reads bytes that it would not."""
+    match value:
+        case bytes():
+            return bytearray(value)
+        case list():
+            return [_value(each) for each in value]
+        case dict():
+            return {name: _value(each) for name, each in value.items()}
+        case _:
+            return value  # type: ignore[return-value] # what pamqp has read, it can write

@@ -18,7 +18,7 @@ from shared.mail.envelope import Delivery
 from shared.mail.retry import Schedule
 from shared.runtime.chance import new_id
 from shared.runtime.clock import Clock, now
-from shared.runtime.errors import StoreUnavailable
+from shared.runtime.errors import BrokerUnavailable, StoreUnavailable
 
 log = structlog.get_logger()
 
@@ -76,7 +76,14 @@ class Settler:
             log.warning("store away, delivery waits in limbo", id=delivery.id, error=str(error))
             await self._publisher.delivery(topology.LIMBO, delivery.but(retry_at=at), message)
 
-    async def set_aside(self, data: bytes, reason: str, headers: Mapping[str, object], message_id: str | None) -> None:
+    async def set_aside(
+        self,
+        data: bytes,
+        reason: str,
+        headers: Mapping[str, object],
+        message_id: str | None,
+        content_type: str | None = None,
+    ) -> None:
         """Keep what cannot be read in `mail.undecodable`, whole, with the reason.
 
         Raises:
@@ -85,7 +92,7 @@ class Settler:
         log.error("undecodable", id=message_id, reason=reason, size=len(data))
         # The id is a header field here: one sender may give many messages the same, and the property must be unique.
         kept = {**headers, "reason": reason} | ({"message_id": message_id} if message_id else {})
-        await self._publisher.raw(topology.UNDECODABLE, data, headers=kept)
+        await self._publisher.raw(topology.UNDECODABLE, data, headers=kept, content_type=content_type)
 
     async def _do(self, verdict: Disposition, part: Delivery, message: bytes) -> None:
         match verdict:
@@ -96,14 +103,21 @@ class Settler:
             case RetryAt(at, reply, quick=True):
                 await self.park(part.but(quick=part.quick + 1, reply=reply), message, at)
             case RetryAt(at, reply, warn=warn):
-                if warn:
-                    await self._report(part, message, verdict, "delayed")
                 later = part.but(attempts=part.attempts + 1, quick=0, reply=reply, warned=part.warned or warn)
                 await self.park(later, message, at)
+                if warn:
+                    await self._warn(part, message, verdict)
             case Bounce():
                 await self._report(part, message, verdict, "failed")
             case _:
                 assert_never(verdict)
+
+    async def _warn(self, part: Delivery, message: bytes, verdict: RetryAt) -> None:
+        """Tell the sender that it is late. A courtesy: to settle all again for its sake would store the mail twice."""
+        try:
+            await self._report(part, message, verdict, "delayed")
+        except BrokerUnavailable as error:
+            log.warning("the sender was not told of the delay", id=part.id, error=str(error))
 
     async def _report(
         self, part: Delivery, message: bytes, verdict: Bounce | RetryAt, action: Literal["failed", "delayed"]

@@ -73,7 +73,7 @@ def decide(
         case Delivered(reply):
             return Done(reply)
         case Failed(reply):
-            return _give_up(delivery.envelope, reply, expired=False)
+            return give_up(delivery.envelope, reply, expired=False)
         case Deferred(reply) if may_fall_back and delivery.quick < len(schedule.quick):
             return RetryAt(now + schedule.quick[delivery.quick], reply, quick=True)
         case Deferred(reply) | Unsuited(reply) if may_fall_back:
@@ -90,12 +90,13 @@ def _later(
     envelope = delivery.envelope
     at = schedule.next_attempt(attempts=delivery.attempts + 1, accepted_at=envelope.accepted_at, now=now, spread=spread)
     if at is None:
-        return _give_up(envelope, reply, expired=True)
+        return give_up(envelope, reply, expired=True)
     late = now - envelope.accepted_at >= schedule.warn_after
     return RetryAt(at, reply, warn=late and not delivery.warned and _wants(envelope, "DELAY"))
 
 
-def _give_up(envelope: Envelope, reply: Reply, *, expired: bool) -> Bounce | Drop:
+def give_up(envelope: Envelope, reply: Reply, *, expired: bool) -> Bounce | Drop:
+    """Return how to end it for good: with a report, unless nobody wants one."""
     return Bounce(reply, expired) if _wants(envelope, "FAILURE") else Drop(reply, expired)
 
 

@@ -35,6 +35,7 @@ Action = Literal["failed", "delayed"]
 _OWN_WORDS: Final[Mapping[str, str]] = {
     "1.2": "The recipient's domain does not exist.",
     "1.10": "The recipient's domain does not accept mail.",
+    "3.4": "The message is too large.",
     "4.1": "The destination did not answer.",
     "4.2": "The connection to the destination was lost.",
     "4.3": "The destination's address could not be looked up.",

@@ -85,7 +85,7 @@ def serve(health: Health, *, host: str, port: int) -> Callable[[], None]:
         return [json.dumps({"ok": well, "faults": faults}).encode() + b"\n"]
 
     server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
-    threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.05,), name="health", daemon=True).start()
 
     def stop() -> None:
         server.shutdown()

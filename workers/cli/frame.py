@@ -24,6 +24,7 @@ from shared.runtime.settings import PREFIX, ConfigError, Settings
 from shared.store.pool import Pool
 
 REFUSED, USAGE, AWAY, LATE, CONFIG = 1, 2, 3, 4, 78  # exit codes
+CONFIRM = 30.0  # seconds to wait for the broker's word
 LOCAL = Path(".run/pushpush.env")  # where `make up` says how to reach its broker and database
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -62,7 +63,7 @@ class Fleet:
 
     async def publisher(self, *, wait: float = 5.0) -> Publisher:
         """Connect to the broker; when it is away, the publisher says so at the first publish."""
-        return Publisher(await self.link(wait=wait))
+        return Publisher(await self.link(wait=wait), timeout=CONFIRM)
 
     async def link(self, *, wait: float = 5.0) -> Link:
         """Connect to the broker, waiting that many seconds for it."""

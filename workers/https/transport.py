@@ -33,6 +33,8 @@ IDLE = 30.0  # seconds a connection is kept for the next message
 
 _FAULTS = (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, TimeoutError, ValueError)
 
+_CUT_OFF = (aiohttp.ServerDisconnectedError, ConnectionResetError, BrokenPipeError)
+
 
 class HttpsTransport:
     """Speaks mxdeliv; one client for each TLS mode, since verification belongs to the connection."""
@@ -55,13 +57,22 @@ class HttpsTransport:
         client = self._clients[for_https(delivery.route.tls, target.host)]
         url = target.https_url(self._https_port)
         try:
-            async with (
-                asyncio.timeout(WHOLE),
-                client.stream("POST", url, headers=_headers(delivery), content=message) as response,
-            ):
-                body = await _first_bytes(response)
+            async with asyncio.timeout(WHOLE):
+                try:
+                    return await self._once(client, url, target, delivery, message)
+                except _FAULTS as error:
+                    # A server may close a kept connection just as it is used again; that says nothing of mxdeliv.
+                    if not isinstance(error.__cause__, _CUT_OFF):
+                        raise
+                return await self._once(client, url, target, delivery, message)
         except _FAULTS as error:
             return Unsuited(Reply(code=450, enhanced="4.4.1", text=f"{url}: {type(error).__name__}: {error}"[:500]))
+
+    async def _once(
+        self, client: httpx.AsyncClient, url: str, target: Target, delivery: Delivery, message: bytes
+    ) -> Outcome:
+        async with client.stream("POST", url, headers=_headers(delivery), content=message) as response:
+            body = await _first_bytes(response)
         return interpret(
             status=response.status_code,
             content_type=response.headers.get("content-type", ""),

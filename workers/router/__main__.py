@@ -52,7 +52,14 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
     link = Link(settings.amqp_url, name=f"router {name}", health=state, on_up=on_up)
     publisher = Publisher(link)
     settler = Settler(publisher, Deferred(pool), hostname=settings.hostname, schedule=settings.schedule)
-    handler = Handler(rules, publisher, settler, Bodies(pool), inline_limit=settings.inline_body_limit)
+    handler = Handler(
+        rules,
+        publisher,
+        settler,
+        Bodies(pool),
+        inline_limit=settings.inline_body_limit,
+        max_size=settings.max_message_size,
+    )
     consumers += [
         Consumer(topology.OUTBOUND, handler.outbound, prefetch=settings.prefetch),
         Consumer(topology.REROUTE, handler.reroute, prefetch=settings.prefetch),
@@ -70,7 +77,7 @@ async def _serve(link: Link, reloader: Reloader, consumers: list[Consumer], stop
     """Load the rules, and only then connect and consume; at the end drain, and only then sign out."""
     if not await main.done_before(stop, reloader.start()):
         return
-    async with main.background(reloader.keep(), _watch(link, consumers)), link:
+    async with main.background(reloader.beat(), reloader.keep(), _watch(link, consumers)), link:
         await stop.wait()
         for consumer in consumers:
             await consumer.drain()

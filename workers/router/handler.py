@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from functools import partial
 
 import msgspec
@@ -14,16 +15,20 @@ from shared.broker.link import FAULTS
 from shared.broker.publisher import Publisher
 from shared.broker.settle import Settler
 from shared.mail import codec
+from shared.mail.disposition import give_up
 from shared.mail.envelope import Delivery, Envelope
+from shared.mail.reply import Reply
+from shared.mail.route import Route
 from shared.runtime.chance import new_id
 from shared.runtime.clock import now
 from shared.runtime.errors import FleetError
 from shared.store.bodies import Bodies
-from workers.router.plan import plan
+from workers.router.plan import malformed, plan, refusal
 from workers.router.rules import Rules
 
 log = structlog.get_logger()
 
+_MENDING = timedelta(minutes=5)  # before mail under a malformed rule is looked at again
 _PAUSE = 1.0  # seconds before a message that could not be routed is tried again
 _ROUTED = Counter("pushpush_routed_total", "Messages routed", ["queue"])
 _OUTBOUND, _REROUTE = _ROUTED.labels(topology.OUTBOUND), _ROUTED.labels(topology.REROUTE)
@@ -33,14 +38,22 @@ class Handler:
     """Routes messages from `mail.outbound` and `mail.reroute`."""
 
     def __init__(
-        self, rules: Rules, publisher: Publisher, settler: Settler, bodies: Bodies, *, inline_limit: int
+        self,
+        rules: Rules,
+        publisher: Publisher,
+        settler: Settler,
+        bodies: Bodies,
+        *,
+        inline_limit: int,
+        max_size: int,
     ) -> None:
-        """Route by `rules`; bodies over `inline_limit` bytes are stored once and travel as a reference."""
+        """Route by `rules`; bodies over `inline_limit` bytes are stored once, those over `max_size` go back."""
         self._rules = rules
         self._publisher = publisher
         self._settler = settler
         self._bodies = bodies
         self._inline_limit = inline_limit
+        self._max_size = max_size
 
     async def outbound(self, message: Incoming) -> None:
         """Take a message as it came in (CONTRACT, design 4.1)."""
@@ -62,6 +75,9 @@ class Handler:
             new_id=own_id,
             now=now(),
         )
+        if (reply := refusal(message.body, max_size=self._max_size)) is not None:
+            await self._refuse(envelope, message.body, reply)
+            return
         envelope = await self._with_body_stored(envelope, message.body, own_id)
         with self._rules.reading() as rules:
             await self._publish(plan(envelope, rules), message.body)
@@ -82,14 +98,27 @@ class Handler:
         return msgspec.structs.replace(envelope, body_ref=reference)
 
     async def _publish(self, deliveries: list[Delivery], body: bytes) -> None:
-        publishes = [
-            self._publisher.delivery(topology.HTTPS if each.route.by_https_first else topology.SMTP, each, body)
-            for each in deliveries
-        ]
+        publishes = [self._publish_one(each, body) for each in deliveries]
         if len(publishes) == 1:
             await publishes[0]
         else:
             await asyncio.gather(*publishes)
+
+    async def _publish_one(self, delivery: Delivery, body: bytes) -> None:
+        if (fault := malformed(delivery.route)) is not None:
+            log.error("mail waits for a rule to be mended", id=delivery.id, domain=delivery.domain, fault=fault)
+            reply = Reply(code=451, enhanced="4.3.5", text=fault)
+            waiting = delivery.but(route=Route(version=delivery.route.version), reply=reply)
+            await self._settler.park(waiting, body, now() + _MENDING)
+            return
+        queue = topology.HTTPS if delivery.route.by_https_first else topology.SMTP
+        await self._publisher.delivery(queue, delivery, body)
+
+    async def _refuse(self, envelope: Envelope, body: bytes, reply: Reply) -> None:
+        log.warning("refused", id=envelope.id, code=reply.code, enhanced=reply.enhanced, reply=reply.text)
+        verdict = give_up(envelope, reply, expired=False)
+        for each in plan(envelope, self._rules.book):
+            await self._settler.settle(each, body, dict.fromkeys(each.envelope.rcpt_to, verdict))
 
     async def _settled(self, message: Incoming, route: Callable[[Incoming], Awaitable[None]]) -> None:
         """Ack once everything is confirmed. What cannot be read is set aside.
@@ -115,4 +144,6 @@ class Handler:
         try:
             await route(message)
         except codec.DecodeError as error:
-            await self._settler.set_aside(error.data, str(error), message.headers, message.message_id)
+            await self._settler.set_aside(
+                error.data, str(error), message.headers, message.message_id, message.content_type
+            )

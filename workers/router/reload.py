@@ -78,15 +78,20 @@ class Reloader:
             await self._try("broker connected")
 
     async def keep(self) -> None:
-        """Give signs of life, and look for releases whose event was lost; never ends."""
+        """Look for releases whose event was lost; never ends."""
         looked = time.monotonic()
+        while True:
+            await asyncio.sleep(HEARTBEAT)
+            if time.monotonic() - looked >= POLL or "rules" in self._health.faults():
+                looked = time.monotonic()
+                await self._try("poll")
+
+    async def beat(self) -> None:
+        """Give signs of life, also while a reload waits for messages under older rules; never ends."""
         while True:
             await asyncio.sleep(HEARTBEAT)
             try:
                 await self._routers.seen(self._name, self._applied)
-                if time.monotonic() - looked >= POLL or "rules" in self._health.faults():
-                    looked = time.monotonic()
-                    await self.reload("poll")
             except StoreUnavailable as error:
                 self._stale(error)
 

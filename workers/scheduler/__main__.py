@@ -12,7 +12,7 @@ from shared.broker.link import Link
 from shared.broker.publisher import Publisher
 from shared.runtime import health, main
 from shared.runtime.clock import now
-from shared.runtime.errors import FleetError
+from shared.runtime.errors import BrokerUnavailable, FleetError, StoreUnavailable
 from shared.runtime.health import Health
 from shared.runtime.settings import Settings
 from shared.store.bodies import Bodies
@@ -56,7 +56,10 @@ async def wake(deferred: Deferred, publisher: Publisher, state: Health) -> None:
         try:
             woken = await deferred.wake(now=now(), limit=BATCH, publish=publish)
             state.well("store")
-        except FleetError as error:
+        except BrokerUnavailable as error:
+            log.warning("cannot wake mail, trying on", error=str(error))
+            woken = 0
+        except StoreUnavailable as error:
             state.ill("store", str(error))
             log.warning("cannot wake mail, trying on", error=str(error))
             woken = 0

@@ -20,7 +20,8 @@ class Contexts:
         self.verify = ssl.create_default_context()
         if ca_file is not None:
             self.verify.load_verify_locations(ca_file)
-        self.encrypt = ssl.create_default_context()
+        # Without the system's certificates, which it would not look at.
+        self.encrypt = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self.encrypt.check_hostname = False
         self.encrypt.verify_mode = ssl.CERT_NONE
 

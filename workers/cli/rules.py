@@ -18,7 +18,7 @@ from workers.cli.frame import LATE, Fleet, Json, Refusal, Result, actor, ago, ru
 app = typer.Typer(no_args_is_help=True, help="Rules: deliver mail for one domain to another host instead.")
 
 Key = Annotated[str, typer.Argument(help="A domain (a.com), its subdomains (*.a.com), an address ([192.0.2.1]), or *.")]
-Actor = Annotated[str | None, typer.Option(help="Who makes the change; default: the user of the system.")]
+Actor = Annotated[str | None, typer.Option("--actor", help="Who makes the change; default: the user of the system.")]
 NoReload = Annotated[bool, typer.Option("--no-reload", help="Save only; `pushpush reload` applies it later.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait until the routers have applied it.")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the routers.")]
@@ -35,7 +35,7 @@ def set_(
     comment: Annotated[str, typer.Option(help="Why the rule is there.")] = "",
     transport: Annotated[Transport, typer.Option(help="auto (HTTPS first, then SMTP), https or smtp.")] = "auto",
     tls: Annotated[Tls | None, typer.Option(help="verify, encrypt or none; default: what suits the target.")] = None,
-    actor_: Annotated[str | None, typer.Option("--actor", help="Who makes the change; default: the user.")] = None,
+    actor_: Actor = None,
     no_reload: NoReload = False,
     no_wait: NoWait = False,
     timeout: Timeout = WAIT,
@@ -65,7 +65,7 @@ def set_(
 @app.command("delete", hidden=True)
 def remove(
     key: Key,
-    actor_: Annotated[str | None, typer.Option("--actor", help="Who makes the change; default: the user.")] = None,
+    actor_: Actor = None,
     no_reload: NoReload = False,
     no_wait: NoWait = False,
     timeout: Timeout = WAIT,

@@ -108,6 +108,10 @@ class Link:
                 if attempt == 0:
                     log.warning("broker unreachable, trying on", error=repr(error))
                 self._health.ill("broker", f"cannot connect: {error!r}")
+            except Exception as error:
+                # A fault of our own while the connection was set up: a room must not stay up and deaf because of it.
+                log.exception("the connection could not be used, trying on")
+                self._health.ill("broker", f"cannot use the connection: {error!r}")
             await asyncio.sleep(RETRY[min(attempt, len(RETRY) - 1)])
             attempt += 1
 

@@ -28,7 +28,7 @@ CREATE TABLE dns_overrides (
     updated_at  timestamptz NOT NULL DEFAULT now(),
     transport   text NOT NULL DEFAULT 'auto' CHECK (transport IN ('auto', 'https', 'smtp')),
     tls         text CHECK (tls IN ('verify', 'encrypt', 'none')),
-    expires_at  timestamptz,
+    expires_at  timestamptz CHECK (expires_at BETWEEN '2000-01-01' AND '9000-01-01'),
     enabled     boolean NOT NULL DEFAULT true,
     share       smallint CHECK (share BETWEEN 1 AND 100),
     version     bigint NOT NULL DEFAULT 0

@@ -14,7 +14,7 @@ import structlog
 from aio_pika.abc import AbstractConnection
 from aiormq.abc import DeliveredMessage
 
-from shared.broker.link import FAULTS
+from shared.broker.link import FAULTS, close_quietly
 
 log = structlog.get_logger()
 
@@ -48,33 +48,44 @@ class Incoming:
 
     async def give_back(self) -> None:
         """Put it back on its queue; counts towards its delivery limit. Raises as `ack` does."""
-        self._acks.skip(self._tag)
-        await self._channel.basic_nack(self._tag, requeue=True)
+        await self._acks.add(self._tag, back=True)
 
 
 class _Acks:
-    """Delivery tags to ack on one channel."""
+    """Delivery tags to settle on one channel, written by one task at a time, in an order that never settles one twice.
+
+    To settle a tag twice, also as the end of a range, closes the channel.
+    """
 
     def __init__(self, channel: aiormq.Channel) -> None:
         self._channel = channel
-        self._settled: set[int] = set()  # acked or given back, above `_all_below`
-        self._due: list[int] = []
-        self._all_below = 1  # every lower tag is settled
+        self._settled: set[int] = set()  # written, above `_all_below`
+        self._all_below = 1  # every lower tag is written
+        self._acks: list[int] = []
+        self._backs: list[int] = []
+        self._writing = False
 
-    def skip(self, tag: int) -> None:
-        self._settled.add(tag)
+    async def add(self, tag: int, *, back: bool = False) -> None:
+        (self._backs if back else self._acks).append(tag)
+        if self._writing:
+            return  # whoever writes takes it along
+        self._writing = True
+        try:
+            await asyncio.sleep(0)  # what becomes due in this turn of the loop travels together
+            while self._acks or self._backs:
+                await self._write()
+        finally:
+            self._writing = False
 
-    async def add(self, tag: int) -> None:
-        self._due.append(tag)
-        if len(self._due) > 1:
-            return  # whoever was first this turn writes them all
-        await asyncio.sleep(0)
-        due, self._due = sorted(self._due), []
-        self._settled.update(due)
+    async def _write(self) -> None:
+        backs, self._backs = self._backs, []
+        for each in backs:
+            await self._channel.basic_nack(each, requeue=True, wait=False)
+        due, self._acks = sorted(self._acks), []
+        self._settled.update(backs, due)
         while self._all_below in self._settled:
             self._settled.remove(self._all_below)
             self._all_below += 1
-        # Up to the last that is due now: to ack a tag twice, also as the end of a range, closes the channel.
         together = [each for each in due if each < self._all_below]
         if together:
             await self._channel.basic_ack(together[-1], multiple=True, wait=False)
@@ -112,8 +123,10 @@ class Consumer:
 
     async def start(self, connection: AbstractConnection) -> None:
         """Consume on a new channel of a fresh connection. The channel's end ends the connection, which is rebuilt."""
+        if self._draining:
+            return
         opened = await connection.channel(publisher_confirms=False)
-        opened.close_callbacks.add(lambda *_: asyncio.ensure_future(_close(connection)))
+        opened.close_callbacks.add(lambda *_: asyncio.ensure_future(close_quietly(connection)))
         self._channel = channel = cast("aiormq.Channel", await opened.get_underlay_channel())
         acks = _Acks(channel)
 
@@ -163,8 +176,3 @@ class Consumer:
             self._in_hand -= 1
             if self._in_hand == 0:
                 self._idle.set()
-
-
-async def _close(connection: AbstractConnection) -> None:
-    with contextlib.suppress(*FAULTS):
-        await connection.close()

@@ -108,6 +108,12 @@ class Link:
                 if attempt == 0:
                     log.warning("broker unreachable, trying on", error=repr(error))
                 self._health.ill("broker", f"cannot connect: {error!r}")
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                # aiormq hands its own cancellation to those who wait on a connection that ended.
+                self._health.ill("broker", f"the connection was lost: {error!r}")
             except Exception as error:
                 # A fault of our own while the connection was set up: a room must not stay up and deaf because of it.
                 log.exception("the connection could not be used, trying on")
@@ -144,3 +150,9 @@ class Link:
             self._channel = self._publishing = None
             with contextlib.suppress(*FAULTS):
                 await connection.close()
+
+
+async def close_quietly(connection: AbstractConnection) -> None:
+    """Close a connection of which a part is lost, so that its link makes a whole one."""
+    with contextlib.suppress(*FAULTS):
+        await connection.close()

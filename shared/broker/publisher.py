@@ -1,5 +1,6 @@
 """Publishing: persistent, mandatory and confirmed. When a call returns, the message is in a queue on disk."""
 
+import asyncio
 from collections.abc import Mapping
 
 import msgspec
@@ -64,7 +65,9 @@ class Publisher:
             await channel.basic_publish(
                 body, routing_key=queue, properties=properties, mandatory=True, timeout=self._timeout, wait=False
             )
-        except FAULTS as error:
+        except BaseException as error:
+            if not _lost(error, channel):
+                raise
             raise BrokerUnavailable(f"RabbitMQ did not take a message for {queue}: {error!r}") from error
 
     async def reload(self, version: int) -> None:
@@ -78,7 +81,9 @@ class Publisher:
         try:
             # Not mandatory: a fleet whose routers are all down has no queue bound, and they read the rules on start.
             await channel.basic_publish(event, exchange=topology.RELOAD, timeout=self._timeout)
-        except FAULTS as error:
+        except BaseException as error:
+            if not _lost(error, channel):
+                raise
             raise BrokerUnavailable(f"RabbitMQ did not confirm the reload event: {error!r}") from error
 
     def _channel(self) -> Channel:
@@ -86,6 +91,20 @@ class Publisher:
         if channel is None:
             raise BrokerUnavailable("RabbitMQ is away")
         return channel
+
+
+def _lost(error: BaseException, channel: Channel) -> bool:
+    """Say whether the error means that the connection, or the confirm, was lost.
+
+    When a connection ends, aiormq gives those who wait whatever ended it: its own errors, a bare Exception, or even a
+    CancelledError that nobody asked for.
+    """
+    if isinstance(error, FAULTS):
+        return True
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and not task.cancelling()
+    return isinstance(error, Exception) and channel.is_closed
 
 
 def _headers(headers: Mapping[str, object] | None) -> FieldTable | None:

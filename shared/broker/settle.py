@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal, Protocol, assert_never
 
+import msgspec
 import structlog
 
 from shared.broker import topology
@@ -21,6 +22,8 @@ from shared.runtime.clock import Clock, now
 from shared.runtime.errors import BrokerUnavailable, StoreUnavailable
 
 log = structlog.get_logger()
+
+_HEADERS = 60_000  # characters of headers that certainly fit into a frame (frame_max is 128 KiB)
 
 
 class WaitingRoom(Protocol):
@@ -91,6 +94,15 @@ class Settler:
         """
         log.error("undecodable", id=message_id, reason=reason, size=len(data))
         # The id is a header field here: one sender may give many messages the same, and the property must be unique.
+        if len(repr(headers)) > _HEADERS:
+            # With the reason they would exceed a frame, and the broker would end the connection. They go before it.
+            apart = msgspec.json.encode(dict(headers), enc_hook=repr)
+            about = {
+                "reason": "headers of the message that follows",
+                **({"message_id": message_id} if message_id else {}),
+            }
+            await self._publisher.raw(topology.UNDECODABLE, apart, headers=about, content_type="application/json")
+            headers = {}
         kept = {**headers, "reason": reason} | ({"message_id": message_id} if message_id else {})
         await self._publisher.raw(topology.UNDECODABLE, data, headers=kept, content_type=content_type)
 

@@ -25,6 +25,9 @@ from shared.store.bodies import Bodies
 log = structlog.get_logger()
 
 _STORE_WAIT = timedelta(minutes=1)  # before a delivery whose body could not be read is tried again
+# Seconds for one attempt over all hosts and addresses. RabbitMQ takes a message back from whoever holds it for 30
+# minutes, and with it all others of that worker.
+ATTEMPT = 900.0
 _PAUSE = 1.0  # seconds between two tries to settle
 _OUTCOMES = Counter("pushpush_outcomes_total", "What became of recipients", ["transport", "outcome"])
 _SECONDS = Histogram("pushpush_delivery_seconds", "From the start of an attempt to its outcome", ["transport"])
@@ -111,7 +114,11 @@ class Actor:
         began = time.monotonic()
         try:
             stamped = trace.received(delivery, self._hostname) + message
-            outcomes = await self._transport.deliver(delivery, stamped)
+            async with asyncio.timeout(ATTEMPT):
+                outcomes = await self._transport.deliver(delivery, stamped)
+        except TimeoutError:
+            late = Reply(code=451, enhanced="4.4.2", text=f"the attempt was ended after {ATTEMPT:.0f} s")
+            outcomes = dict.fromkeys(delivery.envelope.rcpt_to, Deferred(late))
         except Exception:
             # A fault of our own must not bounce someone's mail: what is unknown is temporary.
             log.exception("delivery broke", id=delivery.id, domain=delivery.domain)
@@ -142,7 +149,7 @@ class Actor:
             verdict = next(iter(left.values()))
             alike = {recipient: each for recipient, each in left.items() if each == verdict}
             try:
-                await self._settler.settle(delivery, message, alike)
+                await self._settle_alike(delivery, message, alike)
             except BrokerUnavailable as error:
                 if job.stale():
                     raise
@@ -150,6 +157,20 @@ class Actor:
                 await asyncio.sleep(_PAUSE)
             else:
                 left = {recipient: each for recipient, each in left.items() if recipient not in alike}
+
+    async def _settle_alike(self, delivery: Delivery, message: bytes, alike: Mapping[str, Disposition]) -> None:
+        """Settle one verdict. What cannot be settled for a fault of our own is set aside, these recipients only.
+
+        To let it raise would put the whole delivery back, and those who have the message would get it again.
+        """
+        try:
+            await self._settler.settle(delivery, message, alike)
+        except BrokerUnavailable:
+            raise
+        except Exception as error:
+            log.exception("settling broke", id=delivery.id, domain=delivery.domain)
+            data = codec.encode(delivery.only(tuple(alike)), message)
+            await self._settler.set_aside(data, f"it could not be settled: {error!r}"[:500], {}, delivery.id)
 
     def _tell(self, delivery: Delivery, recipient: str, outcome: Outcome, seconds: float) -> None:
         kind = type(outcome)

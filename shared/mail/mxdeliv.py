@@ -29,7 +29,7 @@ def interpret(*, status: int, content_type: str, body: bytes, host: str) -> Outc
     """
     text = body.decode("utf-8", errors="replace").strip("\x00\ufeff \t\r\n")
     if _is_page(content_type, text):
-        return _unsuited(status, host, "answered with a web page")
+        return _unsuited(status, host, "answered with a page or data of a web site")
     reply = Reply.parse(text, mta=host)
     # aiohttp, proxies and others repeat the HTTP status in the body (`502 Bad Gateway`); as a reply it would bounce.
     of_http = reply is not None and reply.code == status and not reply.enhanced
@@ -64,7 +64,8 @@ def _of_status(status: int, text: str, host: str) -> Outcome:
 
 
 def _is_page(content_type: str, text: str) -> bool:
-    return "html" in content_type.lower() or text[:1] == "<"
+    kind = content_type.lower()
+    return "html" in kind or "json" in kind or text[:1] in ("<", "{", "[")
 
 
 def _unsuited(status: int, host: str, why: str) -> Unsuited:

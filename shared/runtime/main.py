@@ -57,10 +57,22 @@ def run(room: str, work: Callable[[Settings, asyncio.Event], Awaitable[None]]) -
 async def background(*endless: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run endless work beside the block; a fault in it ends the block, and the process, with that fault."""
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(each) for each in endless]
+        tasks = [group.create_task(_endless(each)) for each in endless]
         yield
         for task in tasks:
             task.cancel()
+
+
+async def _endless(work: Coroutine[Any, Any, None]) -> None:
+    """Run it. That it ends, unless we cancel it, is a fault; a task group passes over a task that was cancelled."""
+    try:
+        await work
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise RuntimeError("endless work was cancelled from within") from error
+    raise RuntimeError("endless work ended")
 
 
 async def done_before(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:

@@ -94,7 +94,11 @@ class Deferred:
         Raises:
             StoreUnavailable: The rows may be published again.
         """
-        async with self._pool.transaction() as connection, connection.cursor(row_factory=scalar_row) as cursor:
+        # No limit on the time: a publish waits for its confirm as long as the broker needs.
+        async with (
+            self._pool.transaction(patience=None) as connection,
+            connection.cursor(row_factory=scalar_row) as cursor,
+        ):
             await cursor.execute(
                 """
                 DELETE FROM deferred WHERE id = ANY(ARRAY(

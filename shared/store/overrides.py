@@ -15,7 +15,20 @@ from shared.mail.rule import Rule, check_cycle, key_of
 from shared.mail.rulebook import Rulebook
 from shared.store.pool import Connection, Pool
 
-_read = msgspec.json.Decoder(Rule).decode
+LOADING = 300.0  # seconds for reading every rule
+
+_decode = msgspec.json.Decoder(Rule).decode
+
+
+def _read(row: str) -> Rule:
+    """Return the rule of a row. One that cannot be read keeps its key, and has a target that sends no mail anywhere.
+
+    Else a row that somebody wrote with psql, say with a date beyond the calendar, would stop every router.
+    """
+    try:
+        return _decode(row)
+    except msgspec.ValidationError as error:
+        return Rule(lookup_key=msgspec.json.decode(row)["lookup_key"], target_host=f"unreadable rule: {error}")
 
 
 class Versions(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +74,7 @@ class Overrides:
 
     async def rulebook(self) -> Rulebook:
         """Return the released rules. Changes made since, but not released, are taken back in what is returned."""
-        async with self._pool.transaction() as connection:
+        async with self._pool.transaction(patience=LOADING) as connection:
             await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             versions = await _versions(connection)
             async with connection.cursor(row_factory=scalar_row) as cursor:

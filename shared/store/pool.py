@@ -1,5 +1,6 @@
 """Connections to PostgreSQL, and the one place where psycopg's exceptions become ours."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -11,14 +12,10 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from shared.runtime.errors import StoreUnavailable
 
 Connection = AsyncConnection[TupleRow]
-_AWAY = (
-    psycopg.OperationalError,
-    psycopg.InterfaceError,
-    psycopg.errors.ReadOnlySqlTransaction,  # a replica that is not promoted yet
-    PoolTimeout,
-    PoolClosed,
-    OSError,
-)
+# Every error of the database counts as "away": whatever it is, what was to be stored must be kept elsewhere and tried
+# again, and what was to be read is not known. OSError includes TimeoutError.
+_AWAY = (psycopg.Error, PoolTimeout, PoolClosed, OSError)
+PATIENCE = 30.0  # seconds for a transaction; a server that is frozen rather than down never answers
 
 
 class Pool:
@@ -62,16 +59,21 @@ class Pool:
         await self._pool.close()
 
     @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Connection]:
+    async def transaction(self, *, patience: float | None = PATIENCE) -> AsyncIterator[Connection]:
         """Give a connection in a transaction, committed when the block ends without an exception.
+
+        Args:
+            patience: Seconds until an answer counts as lost; None waits for ever.
 
         Raises:
             StoreUnavailable: PostgreSQL is away, or did not answer the commit: it may or may not have happened.
         """
         try:
-            async with self._pool.connection() as connection:
+            async with asyncio.timeout(patience), self._pool.connection() as connection:
                 yield connection
         except psycopg.errors.UndefinedTable as error:
             raise StoreUnavailable("the tables are not there yet: run `pushpush migrate`") from error
         except _AWAY as error:
-            raise StoreUnavailable(f"PostgreSQL is away: {str(error).strip() or type(error).__name__}") from error
+            raise StoreUnavailable(
+                f"PostgreSQL is away, or refuses: {str(error).strip() or type(error).__name__}"
+            ) from error

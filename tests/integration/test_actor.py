@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -19,6 +19,7 @@ from shared.mail.outcome import Delivered, Failed, Outcome, Unsuited
 from shared.mail.reply import Reply
 from shared.mail.retry import Schedule, parse_waits
 from shared.mail.route import Route
+from shared.runtime.clock import now
 from shared.runtime.errors import BrokerUnavailable
 from shared.store.bodies import Bodies
 from shared.store.deferred import Deferred
@@ -222,3 +223,24 @@ async def test_a_delivered_job_needs_no_broker(pool: Pool) -> None:
 
 async def _waits(pool: Pool) -> bool:
     return bool(await Deferred(pool).matching())
+
+
+async def test_a_fault_while_settling_sets_aside_only_whom_it_concerns(
+    publisher: Publisher, queues: Queues, pool: Pool
+) -> None:
+    """To put the delivery back would send the message again to those who have it, fifty times over."""
+
+    class Broken(Deferred):
+        async def defer(self, delivery: Delivery, body: bytes, at: datetime) -> None:
+            del delivery, body, at
+            raise ValueError("a fault of our own")
+
+    settler = Settler(publisher, Broken(pool), hostname=HOSTNAME, schedule=SCHEDULE)
+    transport = Scripted(lambda each: LATER if each == "later@a.example" else OK)
+    actor = Actor("smtp", transport, settler, Bodies(pool), hostname=HOSTNAME, schedule=SCHEDULE)
+    fresh = delivery("ok@a.example", "later@a.example", accepted_at=now())
+    await actor(job(fresh))
+    kept = await queues.take(topology.UNDECODABLE)
+    assert ("later@a.example",) == codec.decode(kept.body)[0].envelope.rcpt_to
+    assert MESSAGE == codec.decode(kept.body)[1]
+    assert "a fault of our own" in str(kept.headers["reason"])

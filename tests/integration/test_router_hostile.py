@@ -3,12 +3,14 @@
 import asyncio
 
 import aiormq
+import msgspec
 import pytest
 from pamqp.commands import Basic
 
 from shared.broker import topology
 from shared.broker.tolerant import UNREADABLE
 from shared.mail.route import Route
+from shared.mail.rule import make_rule
 from shared.runtime.settings import Settings
 from shared.store.deferred import Deferred
 from shared.store.overrides import Overrides
@@ -99,3 +101,35 @@ async def test_a_report_that_goes_round_ends_silently(settings: Settings, queues
         assert ("last@a.example",) == (await queues.delivery(topology.SMTP))[0].envelope.rcpt_to
         await asyncio.sleep(0.2)
         assert [0, 0] == [await queues.depth(name) for name in (topology.SMTP, topology.OUTBOUND)]
+
+
+async def test_a_queue_that_refuses_does_not_double_what_another_took(
+    settings: Settings, queues: Queues, pool: Pool
+) -> None:
+    """One message, two destinations, and one queue is not there: the other gets its delivery once, not at each try."""
+    await Overrides(pool).set(make_rule("h.example", "relay.example"), actor="test", release=True)
+    async with running(settings):
+        await queues.channel.queue_delete(topology.HTTPS)
+        await queues.send("one@h.example", "two@s.example")
+        await until(lambda: _depth_is(queues, topology.SMTP, 1))
+        await asyncio.sleep(2.5)
+        assert 1 == await queues.depth(topology.SMTP)
+        await topology.declare(queues.channel)
+        assert ("one@h.example",) == (await queues.delivery(topology.HTTPS))[0].envelope.rcpt_to
+        assert 1 == await queues.depth(topology.SMTP)
+
+
+async def _depth_is(queues: Queues, name: str, depth: int) -> bool:
+    return depth == await queues.depth(name)
+
+
+async def test_headers_that_leave_no_room_for_the_reason_are_kept_apart(settings: Settings, queues: Queues) -> None:
+    """With the reason they would exceed a frame, and the broker would end the connection, for good mail too."""
+    long = {"mail_from": "a@from.example", **{f"x{number}": "y" * 1_000 for number in range(120)}}
+    await queues.put(topology.OUTBOUND, MESSAGE, headers=long)
+    await queues.send("b@a.example")
+    async with running(settings):
+        apart, kept = await queues.take(topology.UNDECODABLE), await queues.take(topology.UNDECODABLE)
+        assert ("b@a.example",) == (await queues.delivery(topology.SMTP))[0].envelope.rcpt_to
+    assert long == msgspec.json.decode(apart.body)
+    assert (MESSAGE, "rcpt_to is missing, not a list of strings") == (kept.body, kept.headers["reason"])

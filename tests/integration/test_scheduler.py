@@ -87,12 +87,13 @@ async def test_it_begins_when_the_store_comes(
         assert (delivery(), MESSAGE) == await queues.delivery(topology.REROUTE, within=15)
 
 
-async def test_what_is_over_is_pruned(settings: Settings, pool: Pool) -> None:
-    """Bodies older than any delivery can be, and routers gone for a day, are deleted; others stay."""
+async def test_what_is_over_is_pruned(settings: Settings, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies a month older than any delivery can be, and routers gone for a day, are deleted; others stay."""
+    monkeypatch.setattr("workers.scheduler.__main__.PRUNE", 0.2)
     async with pool.transaction() as connection:
         await connection.execute(
-            "INSERT INTO bodies (id, body, created_at) VALUES ('old', 'x', now() - interval '6 days 1 hour'), "
-            "('young', 'x', now() - interval '5 days 23 hours')"
+            "INSERT INTO bodies (id, body, created_at) VALUES ('old', 'x', now() - interval '35 days 1 hour'), "
+            "('young', 'x', now() - interval '34 days 23 hours')"
         )
         await connection.execute(
             "INSERT INTO routers (name, seen_at) "

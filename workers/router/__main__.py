@@ -10,7 +10,7 @@ from aio_pika.abc import AbstractConnection
 
 from shared.broker import topology
 from shared.broker.consumer import Consumer
-from shared.broker.link import Link
+from shared.broker.link import Link, close_quietly
 from shared.broker.publisher import Publisher
 from shared.broker.settle import Settler
 from shared.runtime import health, main
@@ -39,6 +39,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
     async def on_up(connection: AbstractConnection) -> None:
         # The event queue comes first: a release after this moment is heard, one before it is read by on_connect.
         channel = await connection.channel()
+        channel.close_callbacks.add(lambda *_: asyncio.ensure_future(close_quietly(connection)))
         events = await channel.declare_queue(exclusive=True, auto_delete=True)
         exchange = await channel.declare_exchange(topology.RELOAD, ExchangeType.FANOUT, durable=True)
         await events.bind(exchange)

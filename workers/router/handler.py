@@ -21,7 +21,7 @@ from shared.mail.reply import Reply
 from shared.mail.route import Route
 from shared.runtime.chance import new_id
 from shared.runtime.clock import now
-from shared.runtime.errors import FleetError
+from shared.runtime.errors import FleetError, StoreUnavailable
 from shared.store.bodies import Bodies
 from workers.router.plan import malformed, plan, refusal
 from workers.router.rules import Rules
@@ -29,6 +29,7 @@ from workers.router.rules import Rules
 log = structlog.get_logger()
 
 _MENDING = timedelta(minutes=5)  # before mail under a malformed rule is looked at again
+_TRAVELS = 12 * 1024**2  # bytes: a body that a queue takes in any case (RabbitMQ 4 stops at 16 MiB)
 _PAUSE = 1.0  # seconds before a message that could not be routed is tried again
 _ROUTED = Counter("pushpush_routed_total", "Messages routed", ["queue"])
 _OUTBOUND, _REROUTE = _ROUTED.labels(topology.OUTBOUND), _ROUTED.labels(topology.REROUTE)
@@ -58,15 +59,15 @@ class Handler:
     async def outbound(self, message: Incoming) -> None:
         """Take a message as it came in (CONTRACT, design 4.1)."""
         # One id for all tries: a broker that refuses for an hour must not fill the store with copies of one body.
-        await self._settled(message, partial(self._route_new, own_id=new_id()))
+        await self._settled(message, partial(self._route_new, own_id=new_id(), done=set()))
         _OUTBOUND.inc()
 
     async def reroute(self, message: Incoming) -> None:
         """Take a delivery that is due again; the rules of this moment apply."""
-        await self._settled(message, self._route_again)
+        await self._settled(message, partial(self._route_again, done=set()))
         _REROUTE.inc()
 
-    async def _route_new(self, message: Incoming, *, own_id: str) -> None:
+    async def _route_new(self, message: Incoming, *, own_id: str, done: set[tuple[str, ...]]) -> None:
         envelope = codec.from_ingress(
             message.body,
             message.headers,
@@ -76,33 +77,47 @@ class Handler:
             now=now(),
         )
         if (reply := refusal(message.body, max_size=self._max_size)) is not None:
-            await self._refuse(envelope, message.body, reply)
+            await self._refuse(envelope, message.body, reply, done)
             return
         envelope = await self._with_body_stored(envelope, message.body, own_id)
         with self._rules.reading() as rules:
-            await self._publish(plan(envelope, rules), message.body)
+            await self._publish(plan(envelope, rules), message.body, done)
 
-    async def _route_again(self, message: Incoming) -> None:
+    async def _route_again(self, message: Incoming, *, done: set[tuple[str, ...]]) -> None:
         delivery, body = codec.decode(message.body)
         if delivery.retry_at is not None and delivery.retry_at > now():
             # It comes from limbo, where it waited because the store was away.
             await self._settler.park(delivery, body, delivery.retry_at)
             return
         with self._rules.reading() as rules:
-            await self._publish([delivery.but(route=rules.route(delivery.domain), retry_at=None)], body)
+            await self._publish([delivery.but(route=rules.route(delivery.domain), retry_at=None)], body, done)
 
     async def _with_body_stored(self, envelope: Envelope, body: bytes, reference: str) -> Envelope:
         if len(body) <= self._inline_limit:
             return envelope
-        await self._bodies.put(reference, body)
+        try:
+            await self._bodies.put(reference, body)
+        except StoreUnavailable:
+            if len(body) > _TRAVELS:
+                raise
+            return envelope  # dear, but it does not keep small mail waiting while the store is away
         return msgspec.structs.replace(envelope, body_ref=reference)
 
-    async def _publish(self, deliveries: list[Delivery], body: bytes) -> None:
-        publishes = [self._publish_one(each, body) for each in deliveries]
-        if len(publishes) == 1:
-            await publishes[0]
-        else:
-            await asyncio.gather(*publishes)
+    async def _publish(self, deliveries: list[Delivery], body: bytes, done: set[tuple[str, ...]]) -> None:
+        """Publish each delivery; when this returns or raises, none is under way any more.
+
+        `done` has the recipients of those confirmed in an earlier try: one queue that refuses must not make the others
+        take theirs again and again.
+        """
+        left = [each for each in deliveries if each.envelope.rcpt_to not in done]
+        if len(left) == 1:
+            await self._publish_one(left[0], body)
+            return
+        results = await asyncio.gather(*(self._publish_one(each, body) for each in left), return_exceptions=True)
+        done.update(each.envelope.rcpt_to for each, result in zip(left, results, strict=True) if result is None)
+        for result in results:
+            if result is not None:
+                raise result
 
     async def _publish_one(self, delivery: Delivery, body: bytes) -> None:
         if (fault := malformed(delivery.route)) is not None:
@@ -114,11 +129,13 @@ class Handler:
         queue = topology.HTTPS if delivery.route.by_https_first else topology.SMTP
         await self._publisher.delivery(queue, delivery, body)
 
-    async def _refuse(self, envelope: Envelope, body: bytes, reply: Reply) -> None:
+    async def _refuse(self, envelope: Envelope, body: bytes, reply: Reply, done: set[tuple[str, ...]]) -> None:
         log.warning("refused", id=envelope.id, code=reply.code, enhanced=reply.enhanced, reply=reply.text)
         verdict = give_up(envelope, reply, expired=False)
         for each in plan(envelope, self._rules.book):
-            await self._settler.settle(each, body, dict.fromkeys(each.envelope.rcpt_to, verdict))
+            if each.envelope.rcpt_to not in done:
+                await self._settler.settle(each, body, dict.fromkeys(each.envelope.rcpt_to, verdict))
+                done.add(each.envelope.rcpt_to)
 
     async def _settled(self, message: Incoming, route: Callable[[Incoming], Awaitable[None]]) -> None:
         """Ack once everything is confirmed. What cannot be read is set aside.

@@ -5,6 +5,7 @@ release. A router that cannot reach PostgreSQL keeps the last good rules and say
 """
 
 import asyncio
+import contextlib
 import time
 
 import msgspec
@@ -20,6 +21,7 @@ from workers.router.rules import Rules
 
 log = structlog.get_logger()
 
+_RECONNECT = 5.0  # seconds to read the rules anew before routing goes on after a reconnect; the poll sees to the rest
 POLL = 30.0  # seconds between two looks at the released version
 _APPLIED = Gauge("pushpush_rules_version", "Version of the rules that this router has applied")
 _COUNT = Gauge("pushpush_rules", "Rules in use")
@@ -75,7 +77,10 @@ class Reloader:
     async def on_connect(self) -> None:
         """Reload because events may have been missed while the broker was away."""
         if self._rules.loaded:
-            await self._try("broker connected")
+            # Bounded: a database that is frozen must not keep a router with good rules from routing.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RECONNECT):
+                    await self._try("broker connected")
 
     async def keep(self) -> None:
         """Look for releases whose event was lost; never ends."""
@@ -136,8 +141,12 @@ class Reloader:
             await self.reload(cause)
         except StoreUnavailable as error:
             self._stale(error)
+        except Exception as error:
+            # A router that reloads no more would route by old rules for ever, and look well.
+            log.exception("reload broke", cause=cause)
+            self._stale(error)
 
-    def _stale(self, error: StoreUnavailable) -> None:
+    def _stale(self, error: Exception) -> None:
         if "rules" not in self._health.faults():
             log.warning("keeping the last good rules", version=self._applied, error=str(error))
         self._health.ill("rules", f"version {self._applied} is kept; it cannot be known whether it is current: {error}")

@@ -24,6 +24,7 @@ log = structlog.get_logger()
 
 POLL = 1.0  # seconds between two looks for what is due
 BATCH = 100  # deliveries woken in one transaction: at most so many are doubled when a scheduler dies
+KEPT = timedelta(days=30)  # how long a stored body outlives the patience for its mail
 PRUNE = 600.0  # seconds between two prunings
 FORGET = 86_400.0  # seconds without a sign of life, after which a router's row goes
 _WOKEN = Counter("pushpush_woken_total", "Waiting deliveries handed back to the routers")
@@ -73,16 +74,17 @@ async def wake(deferred: Deferred, publisher: Publisher, state: Health) -> None:
 async def prune(pool: Pool, max_age: timedelta) -> None:
     """Delete stored bodies that nothing can refer to any more, and routers long gone; never ends."""
     while True:
+        await asyncio.sleep(PRUNE)
         try:
-            # No delivery lives longer than max_age; a day more covers queues that stood still.
-            bodies = await Bodies(pool).prune(now() - max_age - timedelta(days=1))
+            # No delivery is tried longer than max_age; the rest is for queues that stood still, and for people who look
+            # at what was set aside.
+            bodies = await Bodies(pool).prune(now() - max_age - KEPT)
             routers = await Routers(pool).forget(silent_for=FORGET)
         except FleetError as error:
             log.warning("cannot prune, trying on", error=str(error))
         else:
             if bodies or routers:
                 log.info("pruned", bodies=bodies, routers=routers)
-        await asyncio.sleep(PRUNE)
 
 
 if __name__ == "__main__":

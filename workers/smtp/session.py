@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections.abc import Mapping, Sequence
 
+import msgspec
 from aiosmtplib import SMTP, SMTPConnectResponseError, SMTPDataError, SMTPException, SMTPResponse, SMTPResponseException
 
 from shared.delivery.tls import Contexts
@@ -21,6 +22,7 @@ from shared.mail.route import Tls
 # Seconds, RFC 5321 4.5.3.2.
 CONNECT, GREETING, COMMAND, DATA, QUIT = 30.0, 300.0, 300.0, 600.0, 5.0
 
+_NEEDS_TLS = (523, 530, 538)  # replies of hosts that take no mail in the clear
 _FAULTS = (SMTPException, OSError, TimeoutError, ssl.SSLError, ValueError, RuntimeError)
 
 
@@ -46,12 +48,20 @@ class Session:
         self._smtp = smtp
         self._host = host
         self.messages = 0
+        self.tls_fault = ""  # why it is in the clear, when the host offered TLS and it failed
         self._sent = False
 
     @property
     def usable(self) -> bool:
-        """Say whether the connection is still there."""
-        return self._smtp.is_connected
+        """Say whether the connection is still there, and nothing lies in it that no command asked for."""
+        return self._smtp.is_connected and not self._surplus
+
+    @property
+    def _surplus(self) -> bool:
+        # A host that sends one reply too many would have it read as the answer to the next command, and the next
+        # message taken for delivered by the word for this one.
+        protocol = self._smtp.protocol
+        return protocol is not None and bool(protocol._buffer)  # noqa: SLF001 - aiosmtplib does not say it otherwise
 
     async def send(
         self, mail_from: str, rcpt_to: Sequence[str], message: bytes, *, smtputf8: bool = False
@@ -124,29 +134,45 @@ class Session:
         if utf8:
             options.append(b"SMTPUTF8")
         path = b"FROM:<" + to_ascii_domain(mail_from).encode() + b">" if mail_from else b"FROM:<>"
-        return self._reply(await self._smtp.execute_command(b"MAIL", path, *options, timeout=COMMAND))
+        return await self._command(b"MAIL", path, *options)
 
     async def _rcpt(self, recipient: str) -> Reply:
         path = b"TO:<" + to_ascii_domain(recipient).encode() + b">"
-        return self._reply(await self._smtp.execute_command(b"RCPT", path, timeout=COMMAND))
+        reply = await self._command(b"RCPT", path)
+        if reply.code == 552 and not reply.enhanced.startswith("5.2."):  # noqa: PLR2004
+            # Too many recipients, in the words of old servers: temporary (RFC 5321 4.5.3.1.10).
+            return msgspec.structs.replace(reply, code=452, enhanced="4.5.3")
+        return reply
+
+    async def _command(self, *words: bytes) -> Reply:
+        if self._surplus:
+            raise OSError("the host is out of step: it sent a reply that no command asked for")
+        reply = self._reply(await self._smtp.execute_command(*words, timeout=COMMAND))
+        if self.tls_fault and (reply.code in _NEEDS_TLS or reply.enhanced.startswith("5.7.")):
+            # It would have taken the message with TLS, which only failed for now.
+            raise ConnectionFault(_own(454, f"4.7.5 {self._host}: TLS failed: {self.tls_fault}"))
+        return reply
 
     async def _data(self, message: bytes) -> Reply:
         """Send the message. Line ends are CRLF and dots are stuffed on the way (RFC 5321 4.5.2)."""
         protocol = self._smtp.protocol
-        if protocol is None:
-            raise OSError("the connection is gone")
+        if protocol is None or self._surplus:
+            raise OSError("the connection is gone, or out of step")
         self._sent = True
         try:
             return self._reply(await protocol.execute_data_command(message, timeout=DATA))
         except SMTPDataError as error:
+            if error.code // 100 not in (4, 5):
+                # Not a refusal, and not 354 or 250 either: whether the message went at all is not known.
+                raise OSError(f"unexpected reply to DATA: {error.code} {error.message}") from error
             return self._reply(SMTPResponse(error.code, error.message))
 
     async def _reset(self) -> None:
         """Make ready for the next message. What the host said before counts, whatever becomes of the connection."""
         try:
-            if self.usable:
-                await self._smtp.execute_command(b"RSET", timeout=COMMAND)
-        except _FAULTS:
+            if self.usable and not _positive(self._reply(await self._smtp.execute_command(b"RSET", timeout=COMMAND))):
+                self.close()  # the next message would be refused as nested in this one
+        except (ConnectionFault, *_FAULTS):
             self.close()
 
     def _reply(self, response: SMTPResponse) -> Reply:
@@ -189,9 +215,11 @@ async def open_session(
     """
     try:
         return await _open(host, address, port, tls=tls, contexts=contexts, hostname=hostname)
-    except _TlsBroken:
+    except _TlsBroken as error:
         # Opportunistic TLS (RFC 7435): a broken offer is no worse than none, so try again in the clear.
-        return await _open(host, address, port, tls="none", contexts=contexts, hostname=hostname)
+        session = await _open(host, address, port, tls="none", contexts=contexts, hostname=hostname)
+        session.tls_fault = repr(error.__cause__)
+        return session
 
 
 class _TlsBroken(Exception):  # noqa: N818

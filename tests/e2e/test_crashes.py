@@ -26,6 +26,7 @@ async def test_a_killed_room_on_the_way_by_smtp_loses_nothing(world: World, room
         ):
             for kill in range(1, KILLS + 1):
                 await flow.wait(peer, share=kill * 0.25)
+                await fleet.wait_ready()  # a room that was killed before may still be down
                 fleet.kill(f"{room}-1")
             arrived = await flow.wait(peer)
     assert COUNT == len(arrived)
@@ -39,6 +40,7 @@ async def test_a_killed_https_worker_loses_nothing(world: World) -> None:
         async with world.fleet({"router": 1, "https": 1}) as fleet, world.flow("a.example", COUNT) as flow:
             for kill in range(1, KILLS + 1):
                 await flow.wait(peer, share=kill * 0.25)
+                await fleet.wait_ready()  # a room that was killed before may still be down
                 fleet.kill("https-1")
             arrived = await flow.wait(peer)
     assert COUNT == len(arrived)
@@ -57,6 +59,7 @@ async def test_a_killed_scheduler_loses_nothing(world: World) -> None:
             flow.count = COUNT
             for kill in range(1, KILLS + 1):
                 await flow.wait(peer, share=kill * 0.2)
+                await fleet.wait_ready()  # a room that was killed before may still be down
                 fleet.kill(f"scheduler-{kill}")
             arrived = await flow.wait(peer)
     assert COUNT == len(arrived)

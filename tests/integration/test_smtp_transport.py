@@ -200,7 +200,7 @@ class TestReplies:
 
     async def test_a_stalled_host_is_left(self, room: SmtpRoom, monkeypatch: pytest.MonkeyPatch) -> None:
         """The time-outs of RFC 5321 4.5.3.2 end a wait that the host does not."""
-        monkeypatch.setattr("workers.smtp.session.COMMAND", 0.2)
+        monkeypatch.setattr("shared.delivery.smtp.COMMAND", 0.2)
         async with room.peer("10 mx1.example.", Behaviour(stall_at="MAIL")), room.peer("20 mx2.example.") as second:
             assert isinstance(await one(room), Delivered)
             assert 1 == len(second.received)

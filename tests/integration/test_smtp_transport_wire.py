@@ -158,7 +158,7 @@ class TestTls:
         self, room: SmtpRoom, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """After the time-out."""
-        monkeypatch.setattr("workers.smtp.session.COMMAND", 0.3)
+        monkeypatch.setattr("shared.delivery.smtp.COMMAND", 0.3)
         async with room.peer("10 mx1.example.", Behaviour(starttls="silent")) as peer:
             assert [Delivered] == [type(each) for each in await deliver(room)]
             assert [False] == [each.tls for each in peer.received]

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from shared.delivery.smtp import Session
 from shared.mail.route import Tls
-from workers.smtp.session import Session
 
 IDLE = 10.0  # seconds a connection is kept for the next message; servers close theirs after a while, too
 MAX_MESSAGES = 200  # on one connection; then another machine behind the same name gets its turn

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 import msgspec
 
 from shared.delivery.resolver import Resolver
+from shared.delivery.smtp import ConnectionFault, Session, open_session
 from shared.delivery.tls import Contexts
 from shared.mail.envelope import Delivery
 from shared.mail.outcome import Deferred, Failed, Outcome, classify
@@ -18,7 +19,6 @@ from shared.mail.route import Target
 from shared.runtime import main
 from shared.runtime.settings import Settings
 from workers.smtp.connections import Connections, Hop
-from workers.smtp.session import ConnectionFault, Session, open_session
 
 MAX_HOPS = 10  # addresses tried in one attempt
 

@@ -14,22 +14,30 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from bench import rules
 from bench.measure import Figure, opened
 from bench.scenes import bare_library, end_to_end, idle_rooms, router_alone
 
 FOLDER = Path(".run/bench")
-SCENES = (idle_rooms, bare_library, router_alone, end_to_end)
+SCENES = (idle_rooms, bare_library, router_alone, end_to_end, *rules.SCENES)
 
 
 async def measure(console: Console) -> list[Figure]:
     """Run every measurement, one after the other."""
     figures: list[Figure] = []
+    named = [each for each in sys.argv[1:] if not each.startswith("-")]  # none: all of them
     with console.status("Starting a private RabbitMQ and PostgreSQL") as status:
         async with opened(FOLDER) as site:
             for scene in SCENES:
+                if named and scene.__name__ not in named:
+                    continue
                 status.update(scene.__doc__ or "")
                 figures += await scene(site)
     return figures
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:,.2f}"
 
 
 def main() -> None:
@@ -41,7 +49,7 @@ def main() -> None:
         return
     table = Table("what", "measured", "goal", "made of", box=None, pad_edge=False, header_style="bold")
     for each in figures:
-        table.add_row(each.what, f"{each.value:,.0f} {each.unit}", each.goal, each.detail)
+        table.add_row(each.what, f"{_number(each.value)} {each.unit}", each.goal, each.detail)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 

@@ -16,6 +16,7 @@ from deploy.local.fleet import Fleet
 from deploy.local.services import OpenServices, open_services
 from shared.broker import topology
 from shared.mail.rule import make_rule
+from shared.store import migrate
 from shared.store.overrides import Overrides
 from shared.store.pool import Pool
 
@@ -59,6 +60,10 @@ class Site:
             rooms=rooms,
             env={"PUSHPUSH_LOG_LEVEL": "info", "PUSHPUSH_LOG_FORMAT": "json"} | dict(env or {}),
         )
+
+    async def migrated(self) -> None:
+        """Bring the database to the newest schema."""
+        await asyncio.to_thread(migrate.upgrade, self.services.database_url)
 
     async def fill(self, count: int) -> None:
         """Put so many messages of 4 KiB on `mail.outbound`, persistent and confirmed."""

@@ -34,7 +34,15 @@ OnUp = Callable[[AbstractConnection], Awaitable[None]]
 class Link:
     """A connection with one channel to publish on, and consumers of the owner's making."""
 
-    def __init__(self, url: str, *, name: str, health: Health | None = None, on_up: OnUp | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        health: Health | None = None,
+        on_up: OnUp | None = None,
+        heartbeat: int = HEARTBEAT,
+    ) -> None:
         """Describe the connection; nothing happens before `async with`.
 
         Args:
@@ -42,11 +50,13 @@ class Link:
             name: What the broker calls the connection, for people who look at it there.
             health: Told about the need `broker`.
             on_up: Called after each (re)connect, once everything is declared.
+            heartbeat: Seconds; the broker ends the connection of a process that is silent for two to three of them.
         """
         self._url = url
         self._name = name
         self._health = health or Health()
         self._on_up = on_up
+        self._heartbeat = heartbeat
         self._channel: AbstractChannel | None = None
         self._publishing: aiormq.Channel | None = None
         self._up = asyncio.Event()
@@ -130,7 +140,7 @@ class Link:
                 closed.set_result(why)
 
         connection = await aio_pika.connect(
-            self._url, timeout=10, heartbeat=HEARTBEAT, client_properties={"connection_name": self._name}
+            self._url, timeout=10, heartbeat=self._heartbeat, client_properties={"connection_name": self._name}
         )
         try:
             connection.close_callbacks.add(on_close)

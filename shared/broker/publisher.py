@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import msgspec
 from aiormq import Channel
+from aiormq.exceptions import ChannelLockedResource
 from pamqp.commands import Basic
 from pamqp.common import FieldTable, FieldValue
 
@@ -85,6 +86,34 @@ class Publisher:
             if not _lost(error, channel):
                 raise
             raise BrokerUnavailable(f"RabbitMQ did not confirm the reload event: {error!r}") from error
+
+    async def fence(self, queue: str) -> bool:
+        """Take a router's own queue while it is not connected, so that it cannot connect without noticing.
+
+        Taking it is one step of the broker's: either the router has its queue, or it finds the fence.
+
+        Args:
+            queue: The name, by `topology.reload_queue`.
+
+        Returns:
+            Whether the fence stands; False while the queue is the router's, so that it may be publishing.
+
+        Raises:
+            BrokerUnavailable: It cannot be known.
+        """
+        ours = self._channel()
+        try:
+            channel = await ours.connection.channel()  # the broker closes the channel that asked for another's queue
+            try:
+                await channel.queue_declare(queue, durable=True, arguments=topology.FENCE, timeout=self._timeout)
+            except ChannelLockedResource:
+                return False
+            await channel.close()
+        except BaseException as error:
+            if not _lost(error, ours):
+                raise
+            raise BrokerUnavailable(f"RabbitMQ did not say whether the queue {queue} is taken: {error!r}") from error
+        return True
 
     def _channel(self) -> Channel:
         channel = self._link.publishing

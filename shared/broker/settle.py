@@ -14,7 +14,7 @@ import structlog
 from shared.broker import topology
 from shared.broker.publisher import Publisher
 from shared.mail import codec, dsn
-from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, RetryAt
+from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, NextTarget, RetryAt
 from shared.mail.envelope import Delivery
 from shared.mail.retry import Schedule
 from shared.runtime.chance import new_id
@@ -112,10 +112,15 @@ class Settler:
                 pass
             case FallBack(reply):
                 await self._publisher.delivery(topology.SMTP, part.but(quick=0, reply=reply), message)
+            case NextTarget(reply):
+                onward = part.but(target=part.target + 1, quick=0, reply=reply)
+                await self._publisher.delivery(topology.HTTPS, onward, message)
             case RetryAt(at, reply, quick=True):
                 await self.park(part.but(quick=part.quick + 1, reply=reply), message, at)
             case RetryAt(at, reply, warn=warn):
-                later = part.but(attempts=part.attempts + 1, quick=0, reply=reply, warned=part.warned or warn)
+                # Every attempt begins at the first target: the operator wants the mail there once it is up again.
+                warned = part.warned or warn
+                later = part.but(attempts=part.attempts + 1, target=0, quick=0, reply=reply, warned=warned)
                 await self.park(later, message, at)
                 if warn:
                     await self._warn(part, message, verdict)

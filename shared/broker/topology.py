@@ -10,6 +10,7 @@ from typing import Final
 
 import aio_pika
 from aio_pika.abc import AbstractChannel
+from pamqp.common import FieldValue
 
 OUTBOUND: Final = "mail.outbound"  # CONTRACT: RFC 5322 bytes, envelope in the headers
 REROUTE: Final = "mail.reroute"  # deliveries that are due again; the router applies the rules of the moment
@@ -19,6 +20,8 @@ LIMBO: Final = "mail.limbo"  # deliveries that could not be stored; back to mail
 UNDECODABLE: Final = "mail.undecodable"  # what could not be read, whole, with header `reason`
 
 RELOAD: Final = "dns_overrides.reload"  # CONTRACT: fanout; {"version": N} or anything else for "release and reload"
+
+FENCE: Final[dict[str, FieldValue]] = {"x-expires": 30 * 86_400_000}  # milliseconds; for a router that never returns
 
 LIMBO_WAIT: Final = 60_000  # milliseconds; the queue's TTL, since a message's own TTL only counts at the head
 
@@ -53,6 +56,16 @@ QUEUES: Final[Mapping[str, Mapping[str, str | int]]] = {
     },
     UNDECODABLE: _QUORUM,
 }
+
+
+def reload_queue(router: str) -> str:
+    """Return the name of a router's own queue for reload events.
+
+    It is exclusive, so it is there exactly as long as the router's connection. Whoever confirms a change without a
+    router takes its queue instead (a fence, `Publisher.fence`): the router can publish nothing while it is not
+    connected, and when it connects it finds the fence, and must read the rules before it takes it away.
+    """
+    return f"{RELOAD}.{router}"
 
 
 async def declare(channel: AbstractChannel) -> None:

@@ -85,6 +85,37 @@ class Session:
             self.close()  # also when cancelled: the next message must not meet this one's replies
             raise
 
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """The host's certificate as DER, whether it verifies or not; None in the clear, or when the host is gone."""
+        if not self._smtp.is_connected:
+            return None
+        tls: ssl.SSLObject | None = self._smtp.get_transport_info("ssl_object")
+        return None if tls is None else tls.getpeercert(binary_form=True)
+
+    async def ask(self, recipient: str) -> Reply:
+        """Ask whether mail for an address would be taken, and send none: MAIL from nobody, RCPT, RSET; never DATA.
+
+        Returns:
+            The refusal of MAIL, else the reply to RCPT.
+
+        Raises:
+            ConnectionFault: The connection broke; nothing is known of the recipient.
+        """
+        self._sent = False
+        try:
+            reply = await self._command(b"MAIL", b"FROM:<>")
+            if _positive(reply):
+                reply = await self._rcpt(recipient)
+            await self._reset()
+        except _FAULTS as error:
+            self.close()
+            raise self._fault(error) from error
+        except BaseException:
+            self.close()
+            raise
+        return reply
+
     async def _transaction(
         self, mail_from: str, rcpt_to: Sequence[str], message: bytes, *, smtputf8: bool
     ) -> Mapping[str, Reply]:
@@ -233,9 +264,6 @@ async def _open(host: str, address: str, port: int, *, tls: Tls | None, contexts
         await _hello(smtp)
         if tls != "none":
             await _start_tls(smtp, host, tls, contexts)
-    except (_TlsBroken, ConnectionFault):
-        smtp.close()
-        raise
     except SMTPConnectResponseError as error:
         smtp.close()
         raise ConnectionFault(Reply.of(error.code, error.message, mta=host)) from error
@@ -243,6 +271,9 @@ async def _open(host: str, address: str, port: int, *, tls: Tls | None, contexts
         smtp.close()
         where = f"{host} ({address}) port {port}"
         raise ConnectionFault(_own(450, f"4.4.1 {where}: {type(error).__name__}: {error}")) from error
+    except BaseException:
+        smtp.close()  # also when cancelled: a host that stalls would keep the connection
+        raise
     return Session(smtp, host)
 
 

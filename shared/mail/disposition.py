@@ -32,6 +32,12 @@ class FallBack(msgspec.Struct, frozen=True, tag=True):
     reply: Reply
 
 
+class NextTarget(msgspec.Struct, frozen=True, tag=True):
+    """Hand it to the HTTPS workers for the next target of its route: neither transport got through to this one."""
+
+    reply: Reply
+
+
 class Bounce(msgspec.Struct, frozen=True, tag=True):
     """Give up and report to the sender. `expired`: patience ended, there was no final refusal."""
 
@@ -46,7 +52,7 @@ class Drop(msgspec.Struct, frozen=True, tag=True):
     expired: bool = False
 
 
-Disposition = Done | RetryAt | FallBack | Bounce | Drop
+Disposition = Done | RetryAt | FallBack | NextTarget | Bounce | Drop
 
 
 def decide(
@@ -78,6 +84,8 @@ def decide(
             return RetryAt(now + schedule.quick[delivery.quick], reply, quick=True)
         case Deferred(reply) | Unsuited(reply) if may_fall_back:
             return FallBack(reply)
+        case Unsuited(reply) if by == "smtp" and delivery.has_next:
+            return NextTarget(reply)
         case Deferred(reply) | Unsuited(reply):
             return _later(delivery, reply, schedule=schedule, now=now, spread=spread)
         case _:

@@ -53,7 +53,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         domain: The recipients' domain, normalised.
         route: Where the router sends it.
         attempts: How often its transports have been through with it; 0 before the first attempt.
-        quick: How often HTTPS was told "later" in the current attempt.
+        target: Which of the route's targets is being tried, from 0; one beyond the last counts as the last.
+        quick: How often HTTPS was told "later" by this target in the current attempt.
         warned: The sender has been told that it is late.
         retry_at: Not before this time, UTC; None when it is due.
         reply: What was answered last.
@@ -63,6 +64,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     domain: str
     route: Route
     attempts: int = 0
+    target: int = 0
     quick: int = 0
     warned: bool = False
     retry_at: datetime | None = None
@@ -73,11 +75,32 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The id of the message it is part of."""
         return self.envelope.id
 
+    @property
+    def aims(self) -> tuple[str, ...]:
+        """The targets that a transport goes through now: with `auto` only one, so that SMTP has its turn there too."""
+        targets = self.route.targets
+        first = max(0, min(self.target, len(targets) - 1))
+        return targets[first : first + 1] if self.route.transport == "auto" else targets[first:]
+
+    @property
+    def has_next(self) -> bool:
+        """Say whether another target has its turn when neither transport gets through to this one."""
+        return self.route.transport == "auto" and self.target + 1 < len(self.route.targets)
+
     def only(self, recipients: tuple[str, ...]) -> Self:
         """Return the same delivery for some of its recipients."""
         if recipients == self.envelope.rcpt_to:
             return self
         return self.but(envelope=msgspec.structs.replace(self.envelope, rcpt_to=recipients))
+
+    def rerouted(self, route: Route) -> Self:
+        """Return the same delivery on the route that the rules of this moment give it.
+
+        It goes on at the same target while the targets are the same. A quick try that began at the first one again
+        would come by each target with a fresh count of quick tries, and so go round without ever ending an attempt.
+        """
+        same = (route.targets, route.transport) == (self.route.targets, self.route.transport)
+        return self.but(route=route, target=self.target if same else 0)
 
     def but(self, **changes: object) -> Self:
         """Return the same delivery with some fields changed."""

@@ -27,7 +27,7 @@ def interpret(*, status: int, content_type: str, body: bytes, host: str) -> Outc
         body: The first `MAX_ANSWER` bytes of the answer.
         host: The host that answered, named in the reply.
     """
-    text = body.decode("utf-8", errors="replace").strip("\x00\ufeff \t\r\n")
+    text = _text(body)
     if _is_page(content_type, text):
         return _unsuited(status, host, "answered with a page or data of a web site")
     reply = Reply.parse(text, mta=host)
@@ -40,6 +40,30 @@ def interpret(*, status: int, content_type: str, body: bytes, host: str) -> Outc
             return _unsuited(status, host, "answered at a length no mail server does")
         return Delivered(Reply.of(250, text, mta=host))
     return _of_status(status, "" if of_http else text, host)
+
+
+def speaks(status: int, content_type: str, body: bytes) -> bool | None:
+    """Say whether the answer to an empty request, one that names no recipient, is that of an mxdeliv.
+
+    Args:
+        status: The HTTP status code.
+        content_type: The header field's value, "" when absent.
+        body: The first `MAX_ANSWER` bytes of the answer.
+
+    Returns:
+        None where it cannot be known: a server that is unwell or wants to be left alone.
+    """
+    text = _text(body)
+    page = _is_page(content_type, text)
+    reply = None if page else Reply.parse(text, mta=None)
+    if reply is not None and (reply.code != status or reply.enhanced):
+        return True
+    if status == 429 or status >= 500:  # noqa: PLR2004 - too many requests, and the class of server errors
+        return None
+    if page or len(text) > _SHORT:
+        return False
+    # Without a recipient madmail says 400 `bad request`, madexchanger 400 `Missing X-Mail-To header`.
+    return 200 <= status < 300 or ((status == 400 or status in _NEVER) and bool(text))  # noqa: PLR2004
 
 
 def _of_reply(status: int, reply: Reply) -> Outcome:
@@ -61,6 +85,10 @@ def _of_status(status: int, text: str, host: str) -> Outcome:
         return Deferred(Reply.of(451, f"4.3.0 {text[:_SHORT] or f'HTTP {status}'}", mta=host))
     # 400, 404, 405, redirects and the rest: either no mxdeliv or an ambiguous word; SMTP gives the authoritative one.
     return _unsuited(status, host, "gave no mail server's answer")
+
+
+def _text(body: bytes) -> str:
+    return body.decode("utf-8", errors="replace").strip("\x00\ufeff \t\r\n")
 
 
 def _is_page(content_type: str, text: str) -> bool:

@@ -14,7 +14,7 @@ Transport = Literal["auto", "https", "smtp"]
 Tls = Literal["verify", "encrypt", "none"]
 
 _HOST_PORT = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]+)(?::(?P<port>[0-9]{1,5}))?")
-_UNSAFE = re.compile(r"[\x00-\x20\x7f\\]")
+_UNSAFE = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
 MAX_PORT = 65_535
 
 
@@ -111,6 +111,18 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def by_https_first(self) -> bool:
         """Say whether HTTPS is tried before SMTP. Without a rule mail goes to the MX, which speaks SMTP."""
         return bool(self.targets) and self.transport != "smtp"
+
+    def fault(self) -> str | None:
+        """Return what is wrong with the targets, as a rule written with psql may have them; None when all is well.
+
+        Such mail must wait for the rule to be mended: without the rule it would go where the operator does not want it.
+        """
+        try:
+            for text in self.targets:
+                Target.parse(text)
+        except TargetError as error:
+            return f"the rule for {self.key} is malformed: {error}"
+        return None
 
 
 def parse_targets(text: str) -> tuple[Target, ...]:

@@ -1,17 +1,22 @@
 """Rules: "deliver mail for this key to that target instead", checked when they are made, never later."""
 
 import re
-from collections.abc import Iterable, Mapping
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from graphlib import CycleError, TopologicalSorter
+from hashlib import blake2b
 
 import msgspec
 
 from shared.mail.domain import DomainError, normalise
+from shared.mail.retry import parse_duration
 from shared.mail.route import Route, Target, TargetError, Tls, Transport, parse_targets
 
 MAX_COMMENT = 1_000  # characters
 ANY = "*"
+WHOLE = 100  # percent
 _SHOWN = 10  # keys of a circle that its refusal names
+_LAST = datetime(9000, 1, 1, tzinfo=UTC)  # what the table holds
 # What PostgreSQL cannot hold, or would do things to the terminal of the colleague who lists the rules.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -48,6 +53,17 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def targets(self) -> tuple[Target, ...]:
         """Return the targets in the order they are to be tried."""
         return parse_targets(self.target_host)
+
+    def takes(self, message_id: str) -> bool:
+        """Say whether the rule's share includes this message.
+
+        The same message is always answered alike, so its retries stay together; a share that is raised keeps those it
+        had. Each rule throws its own dice, or two rules with a share of 10% would take the same messages.
+        """
+        if self.share is None:
+            return True
+        thrown = blake2b(f"{self.lookup_key}\n{message_id}".encode(errors="backslashreplace"), digest_size=8).digest()
+        return int.from_bytes(thrown, "big") % WHOLE < self.share
 
     def route(self, version: int) -> Route:
         """Return the route that this rule gives to a delivery, under rules of the given version."""
@@ -89,11 +105,13 @@ def make_rule(
     transport: Transport = "auto",
     tls: Tls | None = None,
     expires_at: datetime | None = None,
+    enabled: bool = True,
+    share: int | None = None,
 ) -> Rule:
     """Check what a person typed and return the rule in normal form.
 
     Raises:
-        RuleError: Key, target or comment is malformed, or the rule points at itself.
+        RuleError: Key, target, comment or share is malformed, or the rule points at itself.
     """
     lookup_key = parse_key(key)
     try:
@@ -106,6 +124,8 @@ def make_rule(
         raise RuleError(f"the comment must be one line of at most {MAX_COMMENT} characters")
     if transport == "https" and any(each.smtp_port for each in targets):
         raise RuleError(f"{target!r} names an SMTP port, but the transport is https: write https://HOST:PORT instead")
+    if share is not None and not 1 <= share <= WHOLE:
+        raise RuleError(f"the share {share} is not a percentage from 1 to {WHOLE}")
     return Rule(
         lookup_key=lookup_key,
         target_host=",".join(str(each) for each in targets),
@@ -113,7 +133,47 @@ def make_rule(
         transport=transport,
         tls=tls,
         expires_at=expires_at,
+        enabled=enabled,
+        share=None if share == WHOLE else share,
     )
+
+
+def parse_share(text: str) -> int | None:
+    """Read `10%` or `10`, a part of the messages in percent; None for all of them.
+
+    Raises:
+        RuleError: It is no whole number from 1 to 100.
+    """
+    number = text.strip().removesuffix("%").rstrip()
+    if not (number.isascii() and number.isdecimal() and len(number) < len("1000") and 1 <= int(number) <= WHOLE):
+        raise RuleError(f"the share {text!r} is not a percentage from 1% to {WHOLE}%")
+    return None if int(number) == WHOLE else int(number)
+
+
+def parse_expiry(text: str, now: datetime) -> datetime:
+    """Read when a rule ends: `90s`, `15m`, `2h`, `5d` from now, or an ISO 8601 time with its zone.
+
+    Raises:
+        RuleError: It is neither, or in the past.
+    """
+    try:
+        return now + parse_duration(text)
+    except ValueError:
+        pass  # then it is a time
+    try:
+        at = datetime.fromisoformat(text.strip())
+        zoned = at.tzinfo is not None and at.utcoffset() is not None
+        # Compared as UTC also where that leaves the calendar, as at its very ends.
+        at = at.astimezone(UTC) if zoned else at
+    except (ValueError, OverflowError) as error:
+        raise RuleError(f"{text!r} is neither a span such as 2h or 5d nor a time such as 2026-01-31T18:00Z") from error
+    if not zoned:
+        raise RuleError(f"the time {text!r} has no zone: write {at.isoformat(timespec='minutes')}Z for UTC")
+    if at <= now:
+        raise RuleError(f"the time {text!r} is past: the rule would end before it began")
+    if at >= _LAST:
+        raise RuleError(f"the time {text!r} is too far away")
+    return at
 
 
 def key_of(target: Target) -> str:
@@ -121,30 +181,47 @@ def key_of(target: Target) -> str:
     return normalise(target.host)
 
 
-def check_cycle(rule: Rule, rules: Iterable[Rule]) -> None:
-    """Refuse a rule that closes a circle a -> b -> a among the exact keys.
+def check_cycles(made: Sequence[Rule], saved: Iterable[Rule]) -> None:
+    """Refuse rules that close a circle a -> b -> a among the exact keys.
 
     A target is never looked up again, so a circle does not loop here; but when both hosts run a fleet with these rules,
     mail goes round between them, and nobody means that.
 
     Args:
-        rule: The rule about to be saved.
-        rules: The saved rules that can be reached from its targets (others do no harm).
+        made: The rules about to be saved.
+        saved: The saved rules that can be reached from their targets (others do no harm).
 
     Raises:
         RuleError: Names the circle.
     """
-    known = {each.lookup_key: each for each in rules if each.enabled}
-    known[rule.lookup_key] = rule
+    known = {rule.lookup_key: rule for rule in saved}
+    new = [rule.lookup_key for rule in made if rule.enabled]
+    known |= {rule.lookup_key: rule for rule in made}
+    leads_to = {key: _leads_to(rule) for key, rule in known.items() if rule.enabled}
+    try:
+        TopologicalSorter(leads_to).prepare()
+    except CycleError:
+        # Perhaps only among saved rules, as psql can make them; then it is not for the new ones to answer for.
+        for key in new:
+            _check_circle_through(key, leads_to)
+
+
+def _leads_to(rule: Rule) -> list[str]:
+    try:
+        return [key_of(target) for target in rule.targets()]
+    except TargetError:
+        return []  # written with psql; `check` tells of it
+
+
+def _check_circle_through(start: str, leads_to: Mapping[str, Sequence[str]]) -> None:
     came_from: dict[str, str] = {}
-    waiting = [rule.lookup_key]
+    waiting = [start]
     while waiting:
         key = waiting.pop()
-        for target in known[key].targets():
-            following = key_of(target)
-            if following == rule.lookup_key:
-                raise RuleError(f"the rule closes a circle: {' -> '.join(_path(key, came_from))} -> {following}")
-            if following in known and following not in came_from:
+        for following in leads_to[key]:
+            if following == start:
+                raise RuleError(f"the rule closes a circle: {' -> '.join(_path(key, came_from))} -> {start}")
+            if following in leads_to and following not in came_from:
                 came_from[following] = key
                 waiting.append(following)
 

@@ -9,6 +9,7 @@ from psycopg.rows import class_row, scalar_row
 
 from shared.mail import codec
 from shared.mail.envelope import Delivery
+from shared.mail.rule import ANY
 from shared.store.pool import Pool
 
 
@@ -156,6 +157,22 @@ class Deferred:
             cursor = await connection.execute(
                 f"UPDATE deferred SET next_attempt_at = %(now)s WHERE {_SELECTED} AND next_attempt_at > %(now)s",  # noqa: S608
                 {**_selection(domain, target, message_id), "now": now},
+            )
+            return cursor.rowcount
+
+    async def flush(self, keys: Sequence[str], now: datetime) -> int:
+        """Make waiting deliveries due to whose domains rules with these keys may apply; return how many."""
+        exact = [key for key in keys if not key.startswith("*")]
+        below = [key[1:] for key in keys if key.startswith("*.")]
+        async with self._pool.transaction() as connection:
+            cursor = await connection.execute(
+                """
+                UPDATE deferred SET next_attempt_at = %(now)s WHERE next_attempt_at > %(now)s AND (
+                    %(all)s OR domain = ANY(%(exact)s)
+                    OR EXISTS (SELECT FROM unnest(%(below)s::text[]) AS s WHERE right(domain, length(s)) = s)
+                )
+                """,
+                {"now": now, "all": ANY in keys, "exact": exact, "below": below},
             )
             return cursor.rowcount
 

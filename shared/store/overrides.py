@@ -1,34 +1,45 @@
-"""The rules: `dns_overrides`, their versions and their history.
+"""The rules as people see and change them: `dns_overrides`, their versions and their history.
 
-The database itself versions and records every change of a row (alembic/versions/0001_first.py), so this module only
-writes rows, and reads the rules as they were released.
+The database itself versions and records every change of a row (alembic/versions/0001_first.py). Every change made here
+is one transaction, and so one version, however many rules it touches: all or nothing.
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
-from psycopg.rows import scalar_row
+from psycopg.rows import TupleRow
 
-from shared.mail.rule import Rule, check_cycle, key_of
-from shared.mail.rulebook import Rulebook
+from shared.mail.route import TargetError
+from shared.mail.rule import Rule, check_cycles, key_of
 from shared.store.pool import Connection, Pool
+from shared.store.rulebooks import read_rule, states_at
 
-LOADING = 300.0  # seconds for reading every rule
+_PIECE = 2_000  # rules written with one statement
+_LONG = 600.0  # seconds for writing very many rules
+_COLUMNS = {
+    "lookup_key": "text",
+    "target_host": "text",
+    "comment": "text",
+    "transport": "text",
+    "tls": "text",
+    "expires_at": "timestamptz",
+    "enabled": "boolean",
+    "share": "smallint",
+}
+_UPSERT = (
+    f"INSERT INTO dns_overrides ({', '.join(_COLUMNS)}) "  # noqa: S608 - our own column names
+    f"SELECT * FROM unnest({', '.join(f'%s::{kind}[]' for kind in _COLUMNS.values())}) "
+    f"ON CONFLICT (lookup_key) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)}"
+)
 
-_decode = msgspec.json.Decoder(Rule).decode
+Edits = Mapping[str, Rule | None]  # by normalised key, the rule that is to be; None removes it
+Progress = Callable[[int, int], None]  # told how many of how many rules are written
 
 
-def _read(row: str) -> Rule:
-    """Return the rule of a row. One that cannot be read keeps its key, and has a target that sends no mail anywhere.
-
-    Else a row that somebody wrote with psql, say with a date beyond the calendar, would stop every router.
-    """
-    try:
-        return _decode(row)
-    except msgspec.ValidationError as error:
-        return Rule(lookup_key=msgspec.json.decode(row)["lookup_key"], target_host=f"unreadable rule: {error}")
+class ConflictError(ValueError):
+    """Somebody else changed what was to be changed; the message says who, when and what."""
 
 
 class Versions(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,18 +57,48 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: datetime
 
 
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """One rule before and after a change; None where there is none."""
+
+    lookup_key: str
+    before: Rule | None
+    after: Rule | None
+
+
+class Recorded(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of the history."""
+
+    version: int
+    at: datetime
+    actor: str
+    action: str
+    change: Change
+
+
+class Released(msgspec.Struct, frozen=True, kw_only=True):
+    """What a release did: routers go from version `since` to `version`."""
+
+    since: int
+    version: int
+
+
 class Saved(msgspec.Struct, frozen=True, kw_only=True):
     """What a write did.
 
     Attributes:
         version: The version of the write; the latest one when nothing differed.
-        changed: False when the table already was as asked.
-        released: Whether routers are to apply it now.
+        changes: What differs; empty when the table already was as asked.
+        released: What was released with it; None when it is only saved, or was only tried.
     """
 
     version: int
-    changed: bool
-    released: bool
+    changes: tuple[Change, ...]
+    released: Released | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Say whether anything differs."""
+        return bool(self.changes)
 
 
 class Overrides:
@@ -72,80 +113,137 @@ class Overrides:
         async with self._pool.transaction() as connection:
             return await _versions(connection)
 
-    async def rulebook(self) -> Rulebook:
-        """Return the released rules. Changes made since, but not released, are taken back in what is returned."""
-        async with self._pool.transaction(patience=LOADING) as connection:
-            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            versions = await _versions(connection)
-            async with connection.cursor(row_factory=scalar_row) as cursor:
-                await cursor.execute("SELECT to_jsonb(d)::text FROM dns_overrides d WHERE enabled")
-                rules = [_read(row) async for row in cursor]
-            book = Rulebook(rules, versions.released)
-            if versions.version > versions.released:
-                unreleased = await connection.execute(
-                    "SELECT DISTINCT ON (lookup_key) lookup_key, before::text FROM dns_override_changes "
-                    "WHERE version > %s ORDER BY lookup_key, version",
-                    (versions.released,),
-                )
-                book = book.changed(
-                    {key: None if before is None else _read(before) for key, before in await unreleased.fetchall()},
-                    versions.released,
-                )
-            return book
+    async def set(self, rule: Rule, *, actor: str, release: bool, if_version: int | None = None) -> Saved:
+        """Save a rule, new or in place of the one with its key; raises as `apply` does."""
+        return await self.apply({rule.lookup_key: rule}, actor=actor, release=release, if_version=if_version)
 
-    async def changed_since(self, book: Rulebook) -> Rulebook:
-        """Return the released rules, from older ones and the changes in between."""
-        async with self._pool.transaction() as connection:
-            # One statement sees one state, so the version and the changes up to it belong together.
-            changes = await connection.execute(
-                "SELECT r.released, c.lookup_key, c.after::text FROM rulebook r LEFT JOIN dns_override_changes c "
-                "ON c.version > %s AND c.version <= r.released ORDER BY c.version",
-                (book.version,),
-            )
-            rows = await changes.fetchall()
-        released = rows[0][0]
-        if released == book.version:
-            return book
-        if released < book.version:
-            # The database went back: a restore, or a failover that lost commits. What was read of it counts no more.
-            return await self.rulebook()
-        return book.changed(
-            {key: None if after is None else _read(after) for _, key, after in rows if key is not None}, released
-        )
+    async def remove(self, key: str, *, actor: str, release: bool, if_version: int | None = None) -> Saved | None:
+        """Remove the rule with this normalised key; None when there is none."""
+        saved = await self.apply({key: None}, actor=actor, release=release, if_version=if_version, only_existing=True)
+        return saved if saved.changed else None
 
-    async def set(self, rule: Rule, *, actor: str, release: bool) -> Saved:
-        """Save a rule, new or in place of the one with its key.
+    async def apply(
+        self,
+        edits: Edits,
+        *,
+        actor: str,
+        release: bool,
+        action: str = "",
+        if_version: int | None = None,
+        whole: bool = False,
+        only_existing: bool = False,
+        dry: bool = False,
+        progress: Progress | None = None,
+    ) -> Saved:
+        """Change several rules as one version.
+
+        Args:
+            edits: By key, what is to be.
+            actor: Who makes the change.
+            release: Whether routers are to apply it now.
+            action: What the history calls it; "" for set, change or remove.
+            if_version: Refuse when what would be touched was changed after this version.
+            whole: The edits are the whole table: rules that they do not name are removed.
+            only_existing: Release nothing when nothing differs.
+            dry: Return what would differ, and change nothing.
+            progress: Told how many rules are written.
 
         Raises:
-            RuleError: It closes a circle with saved rules; nothing is written.
+            RuleError: A rule closes a circle; nothing is written.
+            ConflictError: Somebody else changed it after `if_version`; nothing is written.
             StoreUnavailable: It may or may not have been committed.
         """
-        async with self._writing(actor) as connection:
-            check_cycle(rule, await _reachable(connection, rule))
-            row = {name: getattr(rule, name) for name in rule.__struct_fields__ if name != "version"}
-            updated = await connection.execute(
-                f"UPDATE dns_overrides SET ({', '.join(row)}) = ROW({', '.join(f'%({name})s' for name in row)}) "  # noqa: S608 - our own column names
-                "WHERE lookup_key = %(lookup_key)s",
-                row,
+        async with self._writing(actor, action) as connection:
+            current = await _rows(connection, None if whole else edits)
+            if if_version is not None:
+                await _refuse_if_changed(connection, None if whole else edits, if_version)
+            wanted = {**dict.fromkeys(current), **edits} if whole else edits
+            changes = _differences(current, wanted)
+            await _check(connection, changes)
+            if not dry:
+                await _write(connection, changes, progress)
+            return await _saved(
+                connection, changes, release=release and not dry and (bool(changes) or not only_existing)
             )
-            if updated.rowcount == 0:
-                await connection.execute(
-                    f"INSERT INTO dns_overrides ({', '.join(row)}) VALUES ({', '.join(f'%({name})s' for name in row)})",  # noqa: S608
-                    row,
-                )
-            return await _saved(connection, release=release)
 
-    async def remove(self, key: str, *, actor: str, release: bool) -> Saved | None:
-        """Remove the rule with this normalised key; None when there is none."""
-        async with self._writing(actor) as connection:
-            removed = await connection.execute("DELETE FROM dns_overrides WHERE lookup_key = %s", (key,))
-            return None if removed.rowcount == 0 else await _saved(connection, release=release)
+    async def enable(
+        self, key: str, *, enabled: bool, actor: str, release: bool, if_version: int | None = None
+    ) -> Saved | None:
+        """Take a rule out of use, or into use again; None when there is none with this key. Raises as `apply` does."""
+        async with self._writing(actor, "enable" if enabled else "disable") as connection:
+            current = await _rows(connection, (key,))
+            if not current:
+                return None
+            if if_version is not None:
+                await _refuse_if_changed(connection, (key,), if_version)
+            changes = _differences(current, {key: msgspec.structs.replace(current[key], enabled=enabled)})
+            await _check(connection, changes)
+            await _write(connection, changes, None)
+            return await _saved(connection, changes, release=release)
 
-    async def release(self) -> int:
-        """Release every change made so far; return the version that is now released."""
+    async def rollback(
+        self,
+        version: int,
+        *,
+        actor: str,
+        release: bool,
+        now: datetime,
+        if_version: int | None = None,
+        dry: bool = False,
+    ) -> Saved:
+        """Make the table what it was at a version, as one new version. Rules that have ended since stay away.
+
+        Raises:
+            ConflictError: There is no such version, or somebody changed a rule after `if_version`.
+            StoreUnavailable: It may or may not have been committed.
+        """
+        async with self._writing(actor, f"rollback to {version}") as connection:
+            latest = (await _versions(connection)).version
+            if not 0 <= version <= latest:
+                raise ConflictError(f"there is no version {version}: the latest is {latest}")
+            if if_version is not None:
+                await _refuse_if_changed(connection, None, if_version)
+            wanted = await states_at(connection, version)
+            ended = [key for key, rule in wanted.items() if rule and rule.expires_at and rule.expires_at <= now]
+            current = await _rows(connection, wanted)
+            changes = _differences(current, wanted | dict.fromkeys(ended))
+            if not dry:
+                await _write(connection, changes, None)
+            return await _saved(connection, changes, release=release and not dry)
+
+    async def expire(self, now: datetime) -> Saved | None:
+        """End the rules whose time is over, as a change of their own that is released; None when there are none.
+
+        Any number of schedulers may call it.
+        """
+        ended = "SELECT lookup_key FROM dns_overrides WHERE expires_at <= %s"
         async with self._pool.transaction() as connection:
-            cursor = await connection.execute("UPDATE rulebook SET released = version RETURNING released")
-            return int((await cursor.fetchall())[0][0])
+            if not await (await connection.execute(f"{ended} LIMIT 1", (now,))).fetchall():
+                return None
+        async with self._writing("scheduler", "expire") as connection:
+            # Read again under the lock: its time may have been put off, or another scheduler was first.
+            keys = [row[0] for row in await (await connection.execute(ended, (now,))).fetchall()]
+            if not keys:
+                return None
+            changes = _differences(await _rows(connection, keys), dict.fromkeys(keys))
+            await _write(connection, changes, None)
+            return await _saved(connection, changes, release=True)
+
+    async def release(self) -> Released:
+        """Release every change made so far."""
+        async with self._pool.transaction() as connection:
+            # Else a release that waited for another one would say that it began where that one began.
+            await connection.execute("SELECT FROM rulebook FOR UPDATE")
+            return await _release(connection)
+
+    async def changed_keys(self, released: Released) -> list[str]:
+        """Return the keys of the rules that a release changed."""
+        async with self._pool.transaction() as connection:
+            cursor = await connection.execute(
+                "SELECT DISTINCT lookup_key FROM dns_override_changes WHERE version > %s AND version <= %s",
+                (released.since, released.version),
+            )
+            return [row[0] for row in await cursor.fetchall()]
 
     async def get(self, key: str) -> Stored | None:
         """Return the saved rule with this normalised key, or None."""
@@ -159,6 +257,16 @@ class Overrides:
             (search, search),
         )
 
+    async def history(self, key: str | None = None, *, limit: int = 100) -> list[Recorded]:
+        """Return the changes of one key or of all, the latest first."""
+        async with self._pool.transaction() as connection:
+            cursor = await connection.execute(
+                "SELECT version, at, actor, action, lookup_key, before::text, after::text FROM dns_override_changes "
+                "WHERE %s::text IS NULL OR lookup_key = %s ORDER BY version DESC, lookup_key LIMIT %s",
+                (key, key, limit),
+            )
+            return [_recorded(row) for row in await cursor.fetchall()]
+
     async def _stored(self, where: str, values: tuple[str | None, ...]) -> list[Stored]:
         async with self._pool.transaction() as connection:
             cursor = await connection.execute(
@@ -166,17 +274,97 @@ class Overrides:
                 values,
             )
             return [
-                Stored(rule=_read(rule), created_at=created, updated_at=updated)
+                Stored(rule=read_rule(rule), created_at=created, updated_at=updated)
                 for rule, created, updated in await cursor.fetchall()
             ]
 
     @contextlib.asynccontextmanager
-    async def _writing(self, actor: str) -> AsyncIterator[Connection]:
-        async with self._pool.transaction() as connection:
+    async def _writing(self, actor: str, action: str = "") -> AsyncIterator[Connection]:
+        async with self._pool.transaction(patience=_LONG) as connection:
             # One writer at a time: what was checked still holds when it is written.
-            await connection.execute("SELECT FROM rulebook FOR UPDATE")
-            await connection.execute("SELECT set_config('pushpush.actor', %s, true)", (actor,))
+            await connection.execute(
+                "SELECT set_config('pushpush.actor', %s, true), set_config('pushpush.action', %s, true) "
+                "FROM rulebook FOR UPDATE",
+                (actor, action),
+            )
             yield connection
+
+
+def _recorded(row: TupleRow) -> Recorded:
+    version, at, actor, action, key, before, after = row
+    change = Change(
+        lookup_key=key,
+        before=None if before is None else read_rule(before),
+        after=None if after is None else read_rule(after),
+    )
+    return Recorded(version=version, at=at, actor=actor, action=action, change=change)
+
+
+def _differences(current: Mapping[str, Rule], wanted: Edits) -> tuple[Change, ...]:
+    """Return what must be changed; the version of a rule is no part of what it says."""
+    return tuple(
+        Change(lookup_key=key, before=current.get(key), after=rule)
+        for key, rule in wanted.items()
+        if _unversioned(rule) != _unversioned(current.get(key))
+    )
+
+
+def _unversioned(rule: Rule | None) -> Rule | None:
+    return None if rule is None else msgspec.structs.replace(rule, version=0)
+
+
+async def _rows(connection: Connection, keys: Iterable[str] | None) -> dict[str, Rule]:
+    cursor = await connection.execute(
+        "SELECT to_jsonb(d)::text FROM dns_overrides d WHERE %s::text[] IS NULL OR lookup_key = ANY(%s)",
+        [None if keys is None else list(keys)] * 2,
+    )
+    return {rule.lookup_key: rule for rule in (read_rule(row[0]) for row in await cursor.fetchall())}
+
+
+async def _refuse_if_changed(connection: Connection, keys: Iterable[str] | None, version: int) -> None:
+    latest = (await _versions(connection)).version
+    if version > latest:
+        raise ConflictError(f"there is no version {version} yet: the latest is {latest}")
+    cursor = await connection.execute(
+        "SELECT lookup_key, version, actor FROM dns_override_changes "
+        "WHERE version > %s AND (%s::text[] IS NULL OR lookup_key = ANY(%s)) ORDER BY version DESC LIMIT 1",
+        (version, *[None if keys is None else list(keys)] * 2),
+    )
+    for key, found, actor in await cursor.fetchall():
+        raise ConflictError(f"{actor} changed {key} in version {found}, after version {version}: look again first")
+
+
+async def _check(connection: Connection, changes: Sequence[Change]) -> None:
+    """Refuse circles, over any number of steps through saved rules."""
+    made = [change.after for change in changes if change.after is not None]
+    touched = {change.lookup_key for change in changes}
+    found: dict[str, Rule] = {}
+    frontier = _leads_to(made) - touched
+    while frontier:
+        rows = await _rows(connection, frontier)
+        found |= rows
+        frontier = _leads_to(rows.values()) - found.keys() - touched
+    check_cycles(made, found.values())
+
+
+def _leads_to(rules: Iterable[Rule]) -> set[str]:
+    keys: set[str] = set()
+    for rule in rules:
+        with contextlib.suppress(TargetError):  # as psql can write one
+            keys |= {key_of(target) for target in rule.targets()}
+    return keys
+
+
+async def _write(connection: Connection, changes: Sequence[Change], progress: Progress | None) -> None:
+    removed = [change.lookup_key for change in changes if change.after is None]
+    if removed:
+        await connection.execute("DELETE FROM dns_overrides WHERE lookup_key = ANY(%s)", (removed,))
+    made = [change.after for change in changes if change.after is not None]
+    for start in range(0, len(made), _PIECE):
+        piece = made[start : start + _PIECE]
+        await connection.execute(_UPSERT, [[getattr(rule, name) for rule in piece] for name in _COLUMNS])
+        if progress is not None:
+            progress(start + len(piece), len(made))
 
 
 async def _versions(connection: Connection) -> Versions:
@@ -185,24 +373,17 @@ async def _versions(connection: Connection) -> Versions:
     return Versions(version=version, released=released)
 
 
-async def _saved(connection: Connection, *, release: bool) -> Saved:
-    cursor = await connection.execute("SELECT current_setting('pushpush.version', true)")
-    taken = (await cursor.fetchall())[0][0]
+async def _release(connection: Connection) -> Released:
+    cursor = await connection.execute(
+        "UPDATE rulebook SET released = version FROM (SELECT released AS since FROM rulebook) was "
+        "RETURNING since, version"
+    )
+    since, version = (await cursor.fetchall())[0]
+    return Released(since=since, version=version)
+
+
+async def _saved(connection: Connection, changes: tuple[Change, ...], *, release: bool) -> Saved:
     if release:
-        await connection.execute("UPDATE rulebook SET released = version")
-    versions = await _versions(connection)
-    return Saved(version=versions.version, changed=bool(taken), released=release)
-
-
-async def _reachable(connection: Connection, rule: Rule) -> list[Rule]:
-    """Return the saved rules that the rule's targets lead to, over any number of steps."""
-    found: dict[str, Rule] = {}
-    frontier = {key_of(target) for target in rule.targets()}
-    while frontier:
-        cursor = await connection.execute(
-            "SELECT to_jsonb(d)::text FROM dns_overrides d WHERE lookup_key = ANY(%s)", (list(frontier),)
-        )
-        rules = [_read(row[0]) for row in await cursor.fetchall()]
-        found |= {each.lookup_key: each for each in rules}
-        frontier = {key_of(target) for each in rules for target in each.targets()} - found.keys() - {rule.lookup_key}
-    return list(found.values())
+        released = await _release(connection)
+        return Saved(version=released.version, changes=changes, released=released)
+    return Saved(version=(await _versions(connection)).version, changes=changes)

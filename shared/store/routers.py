@@ -10,6 +10,14 @@ from shared.store.pool import Pool
 HEARTBEAT = 2.0  # seconds between two signs of life
 LIVE = 8.0  # seconds after which a router without one no longer counts
 
+_ALL = """
+    SELECT name, started_at, seen_at, seen_at > now() - make_interval(secs => %s) AS live,
+           CASE WHEN mark IS NULL
+                  OR EXISTS (SELECT FROM dns_override_changes c WHERE c.version = applied AND c.at = mark)
+                THEN applied ELSE 0 END AS applied
+    FROM routers ORDER BY name
+"""
+
 
 class Router(msgspec.Struct, frozen=True, kw_only=True):
     """One router.
@@ -18,7 +26,8 @@ class Router(msgspec.Struct, frozen=True, kw_only=True):
         name: Machine or pod, and process.
         started_at: When it registered.
         seen_at: Its last sign of life.
-        applied: It publishes nothing under rules older than this version.
+        applied: It publishes nothing under rules older than this version; 0 when that is a version of another history,
+            as after a failover that lost commits.
         live: It gave a sign of life lately.
     """
 
@@ -40,16 +49,16 @@ class Routers:
         """Sign in, before the rules are loaded: whoever changes a rule after this waits for this router."""
         await self._write(
             "INSERT INTO routers (name) VALUES (%s) "
-            "ON CONFLICT (name) DO UPDATE SET started_at = now(), seen_at = now(), applied = 0",
+            "ON CONFLICT (name) DO UPDATE SET started_at = now(), seen_at = now(), applied = 0, mark = NULL",
             (name,),
         )
 
-    async def seen(self, name: str, applied: int) -> None:
-        """Give a sign of life, with the version applied; signs in again when the row is gone."""
+    async def seen(self, name: str, applied: int, mark: object = None) -> None:
+        """Give a sign of life, with the version applied and its mark; signs in again when the row is gone."""
         await self._write(
-            "INSERT INTO routers (name, applied) VALUES (%s, %s) "
-            "ON CONFLICT (name) DO UPDATE SET seen_at = now(), applied = excluded.applied",
-            (name, applied),
+            "INSERT INTO routers (name, applied, mark) VALUES (%s, %s, %s) ON CONFLICT (name) "
+            "DO UPDATE SET seen_at = now(), applied = excluded.applied, mark = excluded.mark",
+            (name, applied, mark),
         )
 
     async def leave(self, name: str) -> None:
@@ -58,10 +67,9 @@ class Routers:
 
     async def all(self) -> list[Router]:
         """Return every router that is signed in, live or not."""
-        async with self._pool.transaction() as connection, connection.cursor(row_factory=class_row(Router)) as cursor:
+        async with self._pool.statement() as connection, connection.cursor(row_factory=class_row(Router)) as cursor:
             await cursor.execute(
-                "SELECT name, started_at, seen_at, applied, seen_at > now() - make_interval(secs => %s) AS live "
-                "FROM routers ORDER BY name",
+                _ALL,
                 (LIVE,),
             )
             return await cursor.fetchall()
@@ -71,5 +79,5 @@ class Routers:
         return await self._write("DELETE FROM routers WHERE seen_at < now() - make_interval(secs => %s)", (silent_for,))
 
     async def _write(self, statement: str, values: tuple[object, ...]) -> int:
-        async with self._pool.transaction() as connection:
+        async with self._pool.statement() as connection:
             return (await connection.execute(statement, values)).rowcount

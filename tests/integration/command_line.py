@@ -1,19 +1,22 @@
 """Runs `pushpush`, each command in a process of its own, forked from one that has loaded the program already."""
 
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from shared.runtime.settings import Settings
+from tests.peers.dns import DnsPeer
 from workers.cli.main import main
 
 _START = multiprocessing.get_context("forkserver")  # loading the program takes ten times longer than a command
-_START.set_forkserver_preload([__name__])
+_START.set_forkserver_preload([__name__, "shared.delivery.probe", "shared.fleet.files"])
 _READ, _WRITE = os.O_RDONLY, os.O_WRONLY | os.O_CREAT
 
 
@@ -66,6 +69,24 @@ class CommandLine:
             await asyncio.to_thread(process.join, 30)
             assert process.exitcode is not None, f"{words} did not end"
             return Ran(process.exitcode, files["out"].read_bytes(), files["err"].read_bytes())
+
+
+@contextlib.asynccontextmanager
+async def commands(settings: Settings, **env: str) -> AsyncIterator[CommandLine]:
+    """Give the command line for a private broker, database and DNS."""
+    async with DnsPeer() as dns:
+        dns.add("example.com", "MX", "0 .")
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("PUSHPUSH_")}
+        yield CommandLine(
+            ours
+            | {
+                "COLUMNS": "200",
+                "PUSHPUSH_AMQP_URL": settings.amqp_url,
+                "PUSHPUSH_DATABASE_URL": settings.database_url,
+                "PUSHPUSH_DNS_SERVERS": dns.address,
+            }
+            | env
+        )
 
 
 def _command(words: tuple[str, ...], env: Mapping[str, str], files: Mapping[str, Path]) -> None:

@@ -13,7 +13,7 @@ from shared.broker import topology
 from shared.broker.publisher import Publisher
 from shared.broker.settle import Settler
 from shared.mail import codec
-from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, RetryAt
+from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, NextTarget, RetryAt
 from shared.mail.envelope import Delivery
 from shared.mail.reply import Reply
 from shared.mail.retry import Schedule, parse_waits
@@ -128,6 +128,27 @@ class TestVerdicts:
         """The same attempt goes on by SMTP, with the whole message."""
         await settle(settler, delivery(attempts=2, quick=2), FallBack(LATER))
         assert (delivery(attempts=2, reply=LATER), MESSAGE) == await queues.delivery(topology.SMTP)
+
+    async def test_the_next_target_is_handed_to_the_https_workers(
+        self, settler: Settler, deferred: Deferred, queues: Queues
+    ) -> None:
+        """The same attempt goes on at the next target, with the whole message and only there."""
+        await settle(settler, delivery(attempts=2, target=1, quick=2), NextTarget(LATER))
+        assert (delivery(attempts=2, target=2, reply=LATER), MESSAGE) == await queues.delivery(topology.HTTPS)
+        assert ({}, []) == (await depths(queues), await waits(deferred))
+
+    async def test_falling_back_and_quick_tries_stay_at_their_target(
+        self, settler: Settler, deferred: Deferred, queues: Queues
+    ) -> None:
+        """It is the same attempt; a retry is the next one, and begins at the first target."""
+        part = delivery(target=1)
+        await settle(settler, part, FallBack(LATER))
+        assert (part.but(reply=LATER), MESSAGE) == await queues.delivery(topology.SMTP)
+        await settle(settler, part, RetryAt(AT, LATER, quick=True))
+        await settle(settler, part, RetryAt(AT, LATER))
+        assert [(1, 0, 1), (0, 1, 0)] == [
+            (each.target, each.attempts, each.quick) for each, _, _ in await waits(deferred)
+        ]
 
     async def test_a_stored_body_does_not_travel(self, settler: Settler, deferred: Deferred, queues: Queues) -> None:
         """A delivery with a body reference stays small, in the queue and in the table."""

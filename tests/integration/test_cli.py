@@ -1,7 +1,6 @@
 """The command line as an operator and a script use it: output, exit codes, and what is written."""
 
 import asyncio
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -17,10 +16,9 @@ from shared.store.deferred import Deferred
 from shared.store.overrides import Overrides, Versions
 from shared.store.pool import Pool
 from shared.store.routers import Routers
-from tests.integration.command_line import CommandLine
+from tests.integration.command_line import CommandLine, commands
 from tests.integration.conftest import MESSAGE, Queues, Wire, delivery, through
 from tests.integration.rooms import running
-from tests.peers.dns import DnsPeer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.services]
 
@@ -30,18 +28,8 @@ LATER = datetime.now(UTC) + timedelta(hours=1)
 @pytest.fixture
 async def pushpush(settings: Settings) -> AsyncIterator[CommandLine]:
     """The command line for the private broker, database and DNS."""
-    async with DnsPeer() as dns:
-        dns.add("example.com", "MX", "0 .")
-        ours = {name: value for name, value in os.environ.items() if not name.startswith("PUSHPUSH_")}
-        yield CommandLine(
-            ours
-            | {
-                "COLUMNS": "200",
-                "PUSHPUSH_AMQP_URL": settings.amqp_url,
-                "PUSHPUSH_DATABASE_URL": settings.database_url,
-                "PUSHPUSH_DNS_SERVERS": dns.address,
-            }
-        )
+    async with commands(settings) as pushpush:
+        yield pushpush
 
 
 class TestRules:
@@ -50,13 +38,24 @@ class TestRules:
     async def test_the_life_of_a_rule(self, pushpush: CommandLine, settings: Settings) -> None:
         """Set, get, list, change and remove, with a router that applies each before the command returns."""
         async with running(settings):
-            words = ("endpoint-cache", "set", "A.Example.", "b.example:2525", "blocked here", "--actor", "ann")
+            words = (
+                "endpoint-cache",
+                "set",
+                "A.Example.",
+                "b.example:2525",
+                "blocked here",
+                "--actor",
+                "ann",
+                "--no-probe",
+            )
             first = await pushpush(*words)
             assert (0, "") == (first.code, first.err)
             assert "a.example -> b.example:2525: applied by 1 of 1 router in " in first.out
             again = (await pushpush(*words, "--json")).data
             assert (False, 1, []) == (again["changed"], len(again["applied"]), again["late"])
-            changed = (await pushpush("rules", "set", "a.example", "c.example", "--tls", "verify", "--json")).data
+            changed = (
+                await pushpush("rules", "set", "a.example", "c.example", "--tls", "verify", "--no-probe", "--json")
+            ).data
             assert (True, 2, "verify") == (
                 changed["changed"],
                 changed["version"],
@@ -69,7 +68,7 @@ class TestRules:
                 pushpush("endpoint-cache", "get", "a.example"),
             )
             assert ["a.example", "c.example", "auto", "verify"] == listed.out.splitlines()[1].split()[:4]
-            assert (1, "a.example") == (found.data["total"], found.data["rules"][0]["lookup_key"])
+            assert (1, "a.example") == (found.data["total"], found.data["overrides"][0]["lookup_key"])
             assert "no rule has 'nothing' in its key, target or comment" == none.out.strip()
             assert "target_host: c.example" in shown.out
             removed = await pushpush("endpoint-cache", "delete", "a.example")
@@ -80,7 +79,7 @@ class TestRules:
     async def test_no_reload_waits_for_reload(self, pushpush: CommandLine, pool: Pool, settings: Settings) -> None:
         """Saved, but not released, until `pushpush reload`, which waits for the routers."""
         async with running(settings):
-            saved = await pushpush("endpoint-cache", "set", "a.example", "b.example", "--no-reload")
+            saved = await pushpush("endpoint-cache", "set", "a.example", "b.example", "--no-reload", "--no-probe")
             assert "a.example -> b.example: saved as version 1; `pushpush reload` applies it" == saved.out.strip()
             assert Versions(version=1, released=0) == await Overrides(pool).versions()
             assert ["0", "current"] == (await pushpush("routers")).out.splitlines()[1].split()[1:20:7]
@@ -92,10 +91,10 @@ class TestRules:
     async def test_a_late_router_is_named(self, pushpush: CommandLine, pool: Pool) -> None:
         """Exit 4, after the time that was given; with --no-wait nobody waits and nobody is late."""
         await Routers(pool).register("slow-1")
-        late = await pushpush("endpoint-cache", "set", "a.example", "b.example", "--timeout", "0.3")
+        late = await pushpush("endpoint-cache", "set", "a.example", "b.example", "--timeout", "0.3", "--no-probe")
         late_json, unwaited = await asyncio.gather(
             pushpush("reload", "--timeout", "0.3", "--json"),
-            pushpush("endpoint-cache", "set", "c.example", "d.example", "--no-wait"),
+            pushpush("endpoint-cache", "set", "c.example", "d.example", "--no-wait", "--no-probe"),
         )
         assert (4, True) == (late.code, "not applied in time by slow-1" in late.out)
         assert (4, ["slow-1"]) == (late_json.code, late_json.object["data"]["late"])
@@ -120,7 +119,7 @@ class TestRules:
             await connection.execute(
                 "INSERT INTO dns_overrides (lookup_key, target_host) VALUES ('y.example', 'z.example')"
             )
-        ran = await pushpush("endpoint-cache", "set", *words)
+        ran = await pushpush("endpoint-cache", "set", "--no-probe", *words)
         if "--json" in words:
             assert (1, "refused") == (ran.code, ran.object["error"]["kind"])
         else:
@@ -187,8 +186,8 @@ class TestFleet:
         migrated, migrated_json, alone = await asyncio.gather(
             pushpush("migrate"), pushpush("migrate", "--json"), pushpush("check", "--json")
         )
-        assert "the database is at revision 0001" == migrated.out.strip()
-        assert {"revision": "0001"} == migrated_json.data
+        assert "the database is at revision 0002" == migrated.out.strip()
+        assert {"revision": "0002"} == migrated_json.data
         assert (1, "routers: no router is running") == (alone.code, alone.object["error"]["message"])
         async with running(settings):
             text, object_ = await asyncio.gather(pushpush("check"), pushpush("check", "--json"))
@@ -203,7 +202,7 @@ class TestFleet:
         url = through(settings.database_url, store_wire)
         *results, check = await asyncio.gather(
             pushpush("endpoint-cache", "list", database_url=url),
-            pushpush("endpoint-cache", "set", "a.example", "b.example", database_url=url),
+            pushpush("endpoint-cache", "set", "a.example", "b.example", "--no-probe", database_url=url),
             pushpush("migrate", database_url=url),
             pushpush("check", "--json", database_url=url),
         )
@@ -218,7 +217,7 @@ class TestFleet:
         send, status, changed = await asyncio.gather(
             pushpush("send", str(tmp_path / "mail.eml"), "--from", "", "--to", "b@a.example", amqp_url=url),
             pushpush("queue", "status", "--json", amqp_url=url),
-            pushpush("endpoint-cache", "set", "a.example", "b.example", amqp_url=url),
+            pushpush("endpoint-cache", "set", "a.example", "b.example", "--no-probe", amqp_url=url),
         )
         assert (3, True) == (send.code, "RabbitMQ is away" in send.sentence)
         assert (3, "broker_unavailable") == (status.code, status.object["error"]["kind"])

@@ -10,7 +10,7 @@ import pytest
 import trustme
 
 from shared.mail.outcome import Deferred, Delivered, Failed, Outcome, Unsuited
-from shared.mail.route import Route, Tls
+from shared.mail.route import Route, Tls, Transport
 from shared.runtime.settings import Settings
 from tests.integration.conftest import MESSAGE, delivery
 from tests.peers import answers
@@ -61,11 +61,16 @@ class Room:
         self.dns = dns
 
     async def deliver(
-        self, *targets: str, tls: Tls | None = None, message: bytes = MESSAGE, **fields: object
+        self,
+        *targets: str,
+        tls: Tls | None = None,
+        transport: Transport = "auto",
+        message: bytes = MESSAGE,
+        **fields: object,
     ) -> Outcome:
         """Deliver by a rule with these targets; return the outcome, which is the same for all recipients."""
         rcpt_to = fields.pop("rcpt_to", ("b@a.example",))
-        route = Route(version=1, key="a.example", targets=targets, tls=tls)
+        route = Route(version=1, key="a.example", targets=targets, tls=tls, transport=transport)
         part = delivery(*rcpt_to, route=route, **fields)  # type: ignore[misc] # a tuple of strings
         outcomes = await self.transport.deliver(part, message)
         assert part.envelope.rcpt_to == tuple(outcomes)
@@ -211,15 +216,24 @@ class TestTargets:
     """Which host is asked, and under which TLS."""
 
     async def test_the_next_target_where_the_first_has_no_mxdeliv(self, room: Room, peer: MxdelivPeer) -> None:
-        """Refused, or a web site: the next one. A mail server's word, good or bad, is final."""
+        """By HTTPS alone: refused, or a web site: the next one. A mail server's word, good or bad, is final."""
         async with MxdelivPeer(answer=answers.WEBSITE) as website:
             nowhere = f"https://127.0.0.1:{free_port()}"
-            outcome = await room.deliver(nowhere, f"http://127.0.0.1:{website.port}", url(peer))
+            outcome = await room.deliver(nowhere, website.url, url(peer), transport="https")
             assert (Delivered, 1, 1) == (type(outcome), len(website.refused), len(peer.received))
         peer.answer = answers.MADMAIL_QUOTA
         async with MxdelivPeer() as other:
-            assert isinstance(await room.deliver(url(peer), f"http://127.0.0.1:{other.port}"), Deferred)
+            assert isinstance(await room.deliver(url(peer), other.url, transport="https"), Deferred)
             assert 0 == other.connections
+
+    @pytest.mark.parametrize(("target", "asked"), [(0, (1, 0)), (1, (0, 1)), (2, (0, 1)), (99, (0, 1))])
+    async def test_where_smtp_may_follow_only_the_target_whose_turn_it_is(
+        self, room: Room, target: int, asked: tuple[int, int]
+    ) -> None:
+        """Also when it does not speak mxdeliv: perhaps it speaks SMTP. An index beyond the targets is the last one."""
+        async with MxdelivPeer(answer=answers.WEBSITE) as first, MxdelivPeer(answer=answers.WEBSITE) as second:
+            assert isinstance(await room.deliver(first.url, second.url, target=target), Unsuited)
+            assert asked == (len(first.refused), len(second.refused))
 
     async def test_nobody_there(self, room: Room) -> None:
         """Connection refused, or a name without an address: another transport may do."""

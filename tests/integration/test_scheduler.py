@@ -10,13 +10,16 @@ import pytest
 
 from shared.broker import topology
 from shared.mail import codec
+from shared.mail.rule import make_rule
 from shared.runtime.clock import now
 from shared.runtime.settings import Settings
 from shared.store.bodies import Bodies
 from shared.store.deferred import Deferred
+from shared.store.overrides import Overrides
 from shared.store.pool import Pool
 from shared.store.routers import Routers
 from tests.integration.conftest import MESSAGE, NOON, Queues, Wire, delivery, through, until
+from tests.integration.rooms import running as running_router
 from workers.scheduler import __main__ as scheduler
 
 pytestmark = [pytest.mark.anyio, pytest.mark.services]
@@ -106,3 +109,33 @@ async def test_what_is_over_is_pruned(settings: Settings, pool: Pool, monkeypatc
     async with running(settings):
         await until(pruned)
     assert (None, b"x") == (await Bodies(pool).get("old"), await Bodies(pool).get("young"))
+
+
+async def test_a_temporary_rule_ends_by_itself(settings: Settings, pool: Pool, queues: Queues) -> None:
+    """The router applies its end, and what waited under the rule goes where it goes without it."""
+    ends = now() + timedelta(seconds=2)
+    async with running_router(settings):
+        overrides = Overrides(pool)
+        saved = await overrides.set(make_rule("a.example", "b.example", expires_at=ends), actor="ann", release=True)
+        await queues.event(b'{"version": 1}')
+        await until(lambda: _applied(pool, saved.version))
+        later = now() + timedelta(hours=1)
+        await Deferred(pool).defer(delivery(attempts=2, accepted_at=now()), MESSAGE, later)
+        await Deferred(pool).defer(delivery(id="other", domain="c.example"), MESSAGE, later)
+        async with running(settings):
+            await until(lambda: _applied(pool, 2))
+            assert now() >= ends
+            await until(lambda: _waits_alone(pool, "other"))
+            queue = topology.HTTPS if await queues.depth(topology.HTTPS) else topology.SMTP
+            route = (await queues.delivery(queue))[0].route
+    assert (2, ()) == (route.version, route.targets)
+    assert None is await overrides.get("a.example")
+    assert ("scheduler", "expire") == ((told := (await overrides.history(limit=1))[0]).actor, told.action)
+
+
+async def _applied(pool: Pool, version: int) -> bool:
+    return [version] == [each.applied for each in await Routers(pool).all()]
+
+
+async def _waits_alone(pool: Pool, message_id: str) -> bool:
+    return [message_id] == [each.message_id for each in await Deferred(pool).matching()]

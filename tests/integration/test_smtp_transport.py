@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from shared.mail.outcome import Deferred, Delivered, Failed, Outcome
-from shared.mail.route import Route
+from shared.mail.outcome import Deferred, Delivered, Failed, Outcome, Unsuited
+from shared.mail.route import Route, Transport
 from tests.integration.conftest import MESSAGE, delivery
 from tests.integration.rooms import SmtpRoom, open_smtp
 from tests.peers.dns import Fault
@@ -38,6 +38,11 @@ async def one(room: SmtpRoom, *, message: bytes = MESSAGE, **fields: object) -> 
     return outcome
 
 
+def ruled(*targets: str, transport: Transport = "auto") -> Route:
+    """Return the route of a rule."""
+    return Route(version=1, key="a.example", targets=targets, transport=transport)
+
+
 class TestHosts:
     """Which host is tried, and when the next one is."""
 
@@ -62,9 +67,9 @@ class TestHosts:
             assert not room.dns.queries
 
     async def test_a_rule_names_host_and_port(self, room: SmtpRoom) -> None:
-        """No MX of the target is asked for, and several targets are tried in order."""
+        """No MX of the target is asked for, and by SMTP alone several targets are tried in order."""
         async with SmtpPeer() as peer:
-            route = Route(version=1, key="a.example", targets=("127.0.0.1:1", f"b.example:{peer.port}"))
+            route = ruled("127.0.0.1:1", f"b.example:{peer.port}", transport="smtp")
             room.dns.add("b.example", "A", peer.host)
             room.dns.add("b.example", "MX", "10 nowhere.example.")
             assert isinstance(await one(room, route=route), Delivered)
@@ -143,6 +148,87 @@ class TestHosts:
                 assert isinstance(outcome, Deferred), behaviour
                 assert outcome.reply.text.encode().isascii() or outcome.reply.text.isprintable()
                 assert "\x00" not in outcome.reply.text
+
+
+class TestNextTarget:
+    """With `auto`, what SMTP cannot do at one target is left to the next, which has its turn by HTTPS first."""
+
+    @pytest.mark.parametrize(
+        "behaviour",
+        [
+            Behaviour(greeting="421 4.3.2 not now"),
+            Behaviour(greeting="554 5.3.2 no service here"),
+            *(Behaviour(hang_up_at=verb) for verb in PHASES),
+        ],
+    )
+    async def test_a_connection_fault_leaves_it_to_the_next_target(self, room: SmtpRoom, behaviour: Behaviour) -> None:
+        """For all recipients, and the next one is not asked here; at the last target it waits."""
+        async with ScriptedSmtpPeer(behaviour) as peer, SmtpPeer() as other:
+            first, second = f"127.0.0.1:{peer.port}", f"127.0.0.1:{other.port}"
+            outcomes = await deliver(room, "b@a.example", "c@a.example", route=ruled(first, second))
+            assert {Unsuited} == {type(each) for each in outcomes.values()}
+            assert (True, 0) == (peer.connections > 0, other.connections)
+            assert isinstance(await one(room, route=ruled(second, first), target=1), Deferred)
+            assert isinstance(await one(room, route=ruled(second, first), target=7), Deferred)
+            assert isinstance(await one(room, route=ruled(first)), Deferred)
+            assert 0 == other.connections
+
+    @pytest.mark.parametrize("fault", [Fault.NXDOMAIN, Fault.SERVFAIL, Fault.REFUSED, None])
+    async def test_a_target_without_an_address_is_one_too(self, room: SmtpRoom, fault: Fault | None) -> None:
+        """Unknown, without an address, or not to be looked up."""
+        if fault is None:
+            room.dns.add("b.example", "TXT", '"no address"')
+        else:
+            room.dns.fault("b.example", fault)
+        assert isinstance(await one(room, route=ruled("b.example", "c.example")), Unsuited)
+        assert isinstance(await one(room, route=ruled("c.example", "b.example"), target=1), Deferred)
+
+    async def test_all_addresses_of_a_target_are_tried_first(self, room: SmtpRoom) -> None:
+        """One dead address does not make a target dead."""
+        async with room.peer("10 b.example.") as peer:
+            room.dns.add("b.example", "A", "127.0.0.77")
+            for _ in range(4):
+                assert isinstance(await one(room, route=ruled("b.example", "c.example")), Delivered)
+            assert 4 == len(peer.received)
+
+    async def test_a_target_that_says_nothing_does_not_use_up_the_attempt(
+        self, room: SmtpRoom, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It has more addresses than there is time for; the next target must have its turn in this attempt."""
+        monkeypatch.setattr("shared.delivery.smtp.GREETING", 0.2)
+        monkeypatch.setattr("workers.smtp.transport.PATIENCE", 0.1)
+        silent = Behaviour(greeting=None)
+        async with room.peer("10 b.example.", silent) as first, room.peer("10 b.example.", silent) as second:
+            assert isinstance(await one(room, route=ruled("b.example", "c.example")), Unsuited)
+            assert 1 == first.connections + second.connections
+            assert isinstance(await one(room, route=ruled("b.example")), Deferred)
+            assert 3 == first.connections + second.connections
+
+    @pytest.mark.parametrize("verb", ["DATA", END_OF_DATA])
+    async def test_once_the_message_was_on_its_way_it_waits(self, room: SmtpRoom, verb: str) -> None:
+        """The host may have taken it: at the next target it would perhaps arrive a second time."""
+        async with ScriptedSmtpPeer(Behaviour(hang_up_at=verb)) as peer:
+            assert isinstance(await one(room, route=ruled(f"127.0.0.1:{peer.port}", "c.example")), Deferred)
+
+    @pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA", END_OF_DATA])
+    @pytest.mark.parametrize(("reply", "kind"), [("550 5.7.1 no", Failed), ("451 4.7.1 later", Deferred)])
+    async def test_a_refusal_is_no_fault(self, room: SmtpRoom, verb: str, reply: str, kind: type[Outcome]) -> None:
+        """A target that answers has decided."""
+        async with ScriptedSmtpPeer(Behaviour(replies={verb: reply})) as peer:
+            assert kind is type(await one(room, route=ruled(f"127.0.0.1:{peer.port}", "c.example")))
+
+    async def test_whom_a_host_refused_before_it_hung_up_is_not_asked_for_elsewhere(self, room: SmtpRoom) -> None:
+        """It is there and has answered: the others wait for it."""
+        replies = {"n@a.example": "550 5.1.1 unknown", "m@a.example": "421 4.7.0 too many errors"}
+        async with ScriptedSmtpPeer(Behaviour(refuse=replies)) as peer:
+            route = ruled(f"127.0.0.1:{peer.port}", "c.example")
+            outcomes = await deliver(room, "n@a.example", "m@a.example", "z@a.example", route=route)
+        assert [Failed, Deferred, Deferred] == [type(each) for each in outcomes.values()]
+
+    async def test_by_smtp_alone_all_dead_targets_are_one_deferral(self, room: SmtpRoom) -> None:
+        """Nothing is left to another transport or target."""
+        route = ruled("127.0.0.77", "b.example", transport="smtp")
+        assert isinstance(await one(room, route=route), Deferred)
 
 
 class TestReplies:

@@ -21,6 +21,7 @@ from shared.store.deferred import Deferred
 from shared.store.overrides import Overrides, Versions
 from shared.store.pool import Pool
 from shared.store.routers import Routers
+from shared.store.rulebooks import OtherHistoryError, Rulebooks
 from tests.integration.conftest import MESSAGE, NOON, Wire, delivery, through, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.services]
@@ -28,7 +29,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.services]
 TABLES = ["alembic_version", "bodies", "deferred", "dns_override_changes", "dns_overrides", "routers", "rulebook"]
 EVERY_CALL: list[Callable[[Pool], Any]] = [
     lambda pool: Overrides(pool).versions(),
-    lambda pool: Overrides(pool).rulebook(),
+    lambda pool: Rulebooks(pool).rulebook(),
     lambda pool: Overrides(pool).set(make_rule("a.example", "b.example"), actor="ann", release=True),
     lambda pool: Overrides(pool).remove("a.example", actor="ann", release=True),
     lambda pool: Overrides(pool).release(),
@@ -137,20 +138,31 @@ class TestAway:
         assert None is await Bodies(pool).get("one")
         await pool.close()
 
-    async def test_a_database_that_went_back_is_read_anew(self, pool: Pool, database: str) -> None:
-        """After a restore `released` may be lower than what a router has: the rules are then read whole."""
-        overrides = Overrides(pool)
+    @pytest.mark.parametrize("taken_since", [0, 2, 5])
+    async def test_a_database_with_another_history_is_noticed(
+        self, pool: Pool, database: str, taken_since: int
+    ) -> None:
+        """After a failover that lost commits the numbers may be lower, the same, or higher: a delta would be wrong."""
+        overrides, rulebooks = Overrides(pool), Rulebooks(pool)
         for target in ("b.example", "c.example", "d.example"):
             await overrides.set(make_rule("a.example", target), actor="ann", release=True)
-        book = await overrides.rulebook()
+        book = await rulebooks.rulebook()
+        await Routers(pool).seen("r1", book.version, book.mark)
+        assert [3] == [each.applied for each in await Routers(pool).all()]
         with psycopg.connect(database) as connection:
             connection.execute("DELETE FROM dns_override_changes WHERE version > 1")
             connection.execute("ALTER TABLE dns_overrides DISABLE TRIGGER USER")
             connection.execute("UPDATE dns_overrides SET target_host = 'b.example', version = 1")
             connection.execute("ALTER TABLE dns_overrides ENABLE TRIGGER USER")
             connection.execute("UPDATE rulebook SET version = 1, released = 1")
-        after = await overrides.changed_since(book)
-        assert (1, ("b.example",)) == (after.version, after.route("a.example").targets)
+        for number in range(taken_since):
+            await overrides.set(make_rule(f"k{number}.example", "b.example"), actor="ann", release=True)
+        with pytest.raises(OtherHistoryError):
+            await rulebooks.changed_since(book)
+        assert [0] == [each.applied for each in await Routers(pool).all()]  # what it had applied confirms nothing here
+        after = await rulebooks.rulebook()
+        assert (1 + taken_since, ("b.example",)) == (after.version, after.route("a.example", "m1").targets)
+        assert after is await rulebooks.changed_since(after)
 
 
 async def _works(pool: Pool) -> bool:

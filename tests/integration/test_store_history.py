@@ -8,6 +8,7 @@ import pytest
 from shared.mail.rule import make_rule
 from shared.store.overrides import Overrides, Saved, Versions
 from shared.store.pool import Pool
+from shared.store.rulebooks import Rulebooks
 
 pytestmark = [pytest.mark.anyio, pytest.mark.services]
 
@@ -21,6 +22,12 @@ UPSERT = (
 def overrides(pool: Pool) -> Overrides:
     """The rules, none yet."""
     return Overrides(pool)
+
+
+@pytest.fixture
+def rulebooks(pool: Pool) -> Rulebooks:
+    """The rules as routers get them."""
+    return Rulebooks(pool)
 
 
 def by_hand(database: str, *statements: str) -> None:
@@ -64,9 +71,11 @@ async def test_the_row_and_its_history_have_the_same_version(overrides: Override
     assert [(saved.version,) * 3] == rows
 
 
-async def test_plain_sql_is_versioned_and_recorded_too(overrides: Overrides, database: str) -> None:
+async def test_plain_sql_is_versioned_and_recorded_too(
+    overrides: Overrides, rulebooks: Rulebooks, database: str
+) -> None:
     """INSERT, UPDATE and DELETE by hand: versions, history with the database's user, and routers see them."""
-    before = await overrides.rulebook()
+    before = await rulebooks.rulebook()
     by_hand(database, "INSERT INTO dns_overrides (lookup_key, target_host) VALUES ('a.example', 'b.example')")
     by_hand(database, "UPDATE dns_overrides SET target_host = 'c.example'")
     by_hand(database, "UPDATE dns_overrides SET target_host = 'c.example'")  # no change
@@ -78,10 +87,12 @@ async def test_plain_sql_is_versioned_and_recorded_too(overrides: Overrides, dat
     ] == history(database)
     assert Versions(version=3, released=0) == await overrides.versions()
     await overrides.release()
-    assert (3, 0) == ((after := await overrides.changed_since(before)).version, after.size)
+    assert (3, 0) == ((after := await rulebooks.changed_since(before)).version, after.size)
 
 
-async def test_an_upsert_by_hand_keeps_what_was_before(overrides: Overrides, database: str) -> None:
+async def test_an_upsert_by_hand_keeps_what_was_before(
+    overrides: Overrides, rulebooks: Rulebooks, database: str
+) -> None:
     """ON CONFLICT fires insert and update triggers; the history says "change", with the row as it was."""
     by_hand(database, UPSERT.replace("c.example", "b.example"))
     by_hand(database, UPSERT)
@@ -90,10 +101,10 @@ async def test_an_upsert_by_hand_keeps_what_was_before(overrides: Overrides, dat
         (2, "pushpush", "change", "a.example", "b.example", "c.example"),
     ] == history(database)
     await overrides.release()
-    assert ("c.example",) == (await overrides.rulebook()).route("a.example").targets
+    assert ("c.example",) == (await rulebooks.rulebook()).route("a.example", "m1").targets
 
 
-async def test_one_transaction_is_one_version(overrides: Overrides, database: str) -> None:
+async def test_one_transaction_is_one_version(rulebooks: Rulebooks, database: str) -> None:
     """Several edits committed together appear together; a row written twice keeps its first `before`."""
     by_hand(database, UPSERT)
     by_hand(
@@ -107,19 +118,21 @@ async def test_one_transaction_is_one_version(overrides: Overrides, database: st
         (2, "pushpush", "change", "a.example", "c.example", "f.example"),
         (2, "pushpush", "set", "b.example", None, "e.example"),
     ] == history(database)
-    assert 0 == (await overrides.rulebook()).size
+    assert 0 == (await rulebooks.rulebook()).size
 
 
-async def test_a_rule_made_and_removed_in_one_transaction_never_was(overrides: Overrides, database: str) -> None:
+async def test_a_rule_made_and_removed_in_one_transaction_never_was(
+    overrides: Overrides, rulebooks: Rulebooks, database: str
+) -> None:
     """Neither before nor after the release does a router see it; replacing by DELETE and INSERT is a change."""
     by_hand(database, UPSERT, "DELETE FROM dns_overrides")
-    assert 0 == (await overrides.rulebook()).size
+    assert 0 == (await rulebooks.rulebook()).size
     await overrides.release()
-    assert 0 == (await overrides.rulebook()).size
+    assert 0 == (await rulebooks.rulebook()).size
     by_hand(database, UPSERT)
     await overrides.release()
     by_hand(database, "DELETE FROM dns_overrides", UPSERT.replace("c.example", "d.example"))
-    assert ("c.example",) == (await overrides.rulebook()).route("a.example").targets
+    assert ("c.example",) == (await rulebooks.rulebook()).route("a.example", "m1").targets
 
 
 async def test_what_is_rolled_back_leaves_nothing(overrides: Overrides, database: str) -> None:

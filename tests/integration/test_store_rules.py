@@ -8,8 +8,9 @@ import pytest
 
 from shared.mail.rule import Rule, RuleError, make_rule
 from shared.mail.rulebook import Rulebook
-from shared.store.overrides import Overrides, Saved, Versions
+from shared.store.overrides import Overrides, Released, Saved, Versions
 from shared.store.pool import Pool
+from shared.store.rulebooks import Rulebooks
 
 pytestmark = [pytest.mark.anyio, pytest.mark.services]
 
@@ -22,6 +23,12 @@ def overrides(pool: Pool) -> Overrides:
     return Overrides(pool)
 
 
+@pytest.fixture
+def rulebooks(pool: Pool) -> Rulebooks:
+    """The rules as routers get them."""
+    return Rulebooks(pool)
+
+
 async def save(overrides: Overrides, key: str, target: str, *, release: bool = True) -> Saved:
     """Save a rule."""
     return await overrides.set(make_rule(key, target), actor="ann", release=release)
@@ -29,7 +36,7 @@ async def save(overrides: Overrides, key: str, target: str, *, release: bool = T
 
 def contents(book: Rulebook) -> tuple[int, int, dict[str, Rule | None]]:
     """Return what a rulebook says for every key that the tests use."""
-    known = {key: book.lookup("x" + key[1:] if key.startswith("*.") else key) for key in KEYS}
+    known = {key: book.lookup("x" + key[1:] if key.startswith("*.") else key, "m1") for key in KEYS}
     return book.version, book.size, known
 
 
@@ -82,7 +89,8 @@ class TestWriting:
     async def test_saving_the_same_again_changes_nothing(self, overrides: Overrides) -> None:
         """Setting a rule that is there already takes no version and says so."""
         await save(overrides, "a.example", "b.example")
-        assert Saved(version=1, changed=False, released=True) == await save(overrides, "a.example", "b.example")
+        saved = await save(overrides, "a.example", "b.example")
+        assert (1, False, Released(since=1, version=1)) == (saved.version, saved.changed, saved.released)
         assert Versions(version=1, released=1) == await overrides.versions()
 
     async def test_removing_what_is_not_there_says_so(self, overrides: Overrides) -> None:
@@ -113,13 +121,15 @@ class TestWriting:
         )
         assert ["RuleError", "Saved"] == sorted(type(each).__name__ for each in results)
 
-    async def test_concurrent_writers_get_versions_in_commit_order(self, overrides: Overrides) -> None:
+    async def test_concurrent_writers_get_versions_in_commit_order(
+        self, overrides: Overrides, rulebooks: Rulebooks
+    ) -> None:
         """Each write has its own version; a reader that saw version N has seen every change up to N."""
-        seen: list[Rulebook] = [await overrides.rulebook()]
+        seen: list[Rulebook] = [await rulebooks.rulebook()]
 
         async def read() -> None:
             while seen[-1].version < 40:
-                seen.append(await overrides.changed_since(seen[-1]))
+                seen.append(await rulebooks.changed_since(seen[-1]))
 
         reading = asyncio.create_task(read())
         saved = await asyncio.gather(*(save(overrides, f"k{n}.example", "t.example") for n in range(40)))
@@ -145,41 +155,45 @@ class TestFinding:
 class TestReleasing:
     """What routers are given: the released rules, not one change more or less."""
 
-    async def test_unreleased_changes_are_hidden(self, overrides: Overrides) -> None:
+    async def test_unreleased_changes_are_hidden(self, overrides: Overrides, rulebooks: Rulebooks) -> None:
         """A new rule, a changed one and a removed one, all unreleased: the rulebook is as it was released."""
         await save(overrides, "a.example", "old.example")
         await save(overrides, "b.example", "old.example")
-        released = contents(await overrides.rulebook())
+        released = contents(await rulebooks.rulebook())
         await save(overrides, "a.example", "new.example", release=False)
         await save(overrides, "a.example", "newer.example", release=False)
         await overrides.remove("b.example", actor="ann", release=False)
         await save(overrides, "*", "new.example", release=False)
         await save(overrides, "[192.0.2.1]", "new.example", release=False)
         await overrides.remove("[192.0.2.1]", actor="ann", release=False)
-        assert released == contents(await overrides.rulebook())
+        assert released == contents(await rulebooks.rulebook())
         assert Versions(version=8, released=2) == await overrides.versions()
-        assert 8 == await overrides.release()
-        assert "newer.example" == (await overrides.rulebook()).route("a.example").targets[0]
-        assert "new.example" == (await overrides.rulebook()).route("b.example").targets[0]
+        assert Released(since=2, version=8) == await overrides.release()
+        assert "newer.example" == (await rulebooks.rulebook()).route("a.example", "m1").targets[0]
+        assert "new.example" == (await rulebooks.rulebook()).route("b.example", "m1").targets[0]
 
-    async def test_a_disabled_rule_is_not_given_out(self, pool: Pool, overrides: Overrides) -> None:
+    async def test_a_disabled_rule_is_not_given_out(
+        self, pool: Pool, overrides: Overrides, rulebooks: Rulebooks
+    ) -> None:
         """A row that is out of use decides nothing, also when it is disabled and enabled while unreleased."""
         await save(overrides, "a.example", "b.example")
-        book = await overrides.rulebook()
+        book = await rulebooks.rulebook()
         for enabled, size in ((False, 0), (True, 1)):
             async with pool.transaction() as connection:
                 await connection.execute("UPDATE dns_overrides SET enabled = %s", (enabled,))
-            assert contents(book) == contents(await overrides.rulebook())
+            assert contents(book) == contents(await rulebooks.rulebook())
             await overrides.release()
-            book = await overrides.changed_since(book)
+            book = await rulebooks.changed_since(book)
             assert size == book.size
-            assert contents(book) == contents(await overrides.rulebook())
+            assert contents(book) == contents(await rulebooks.rulebook())
 
     @pytest.mark.parametrize("seed", range(3))
-    async def test_the_delta_is_the_same_as_a_fresh_load(self, pool: Pool, overrides: Overrides, seed: int) -> None:
+    async def test_the_delta_is_the_same_as_a_fresh_load(
+        self, pool: Pool, overrides: Overrides, rulebooks: Rulebooks, seed: int
+    ) -> None:
         """After any sequence of edits, `changed_since` an older rulebook equals `rulebook()`, and reports no more."""
         dice = random.Random(seed)
-        books = [await overrides.rulebook()]
+        books = [await rulebooks.rulebook()]
         for _ in range(40):
             key, release = dice.choice(KEYS), dice.random() < 0.5
             match dice.randrange(4):
@@ -194,8 +208,8 @@ class TestReleasing:
                     await overrides.release()
                 case _:
                     await save(overrides, key, f"t{dice.randrange(5)}.example", release=release)
-            fresh = contents(await overrides.rulebook())
+            fresh = contents(await rulebooks.rulebook())
             for book in dice.sample(books, min(3, len(books))):
-                assert fresh == contents(await overrides.changed_since(book))
-            books.append(await overrides.changed_since(books[-1]))
+                assert fresh == contents(await rulebooks.changed_since(book))
+            books.append(await rulebooks.changed_since(books[-1]))
         assert books[-1].version == (await overrides.versions()).released

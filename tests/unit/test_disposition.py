@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, RetryAt, decide
+from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, NextTarget, RetryAt, decide
 from shared.mail.envelope import Delivery, Envelope
 from shared.mail.outcome import Deferred, Delivered, Failed, Outcome, Unsuited
 from shared.mail.reply import Reply
@@ -36,6 +36,8 @@ def delivery(
     mail_from: str = "alice@a.example",
     notify: str | None = None,
     attempts: int = 0,
+    target: int = 0,
+    targets: tuple[str, ...] = ("c.example",),
     quick: int = 0,
     warned: bool = False,
 ) -> Delivery:
@@ -45,8 +47,9 @@ def delivery(
             id="q1", mail_from=mail_from, rcpt_to=("bob@b.example",), accepted_at=ACCEPTED, notify=notify
         ),
         domain="b.example",
-        route=Route(version=1, key="b.example", targets=("c.example",), transport=transport),
+        route=Route(version=1, key="b.example", targets=targets, transport=transport),
         attempts=attempts,
+        target=target,
         quick=quick,
         warned=warned,
     )
@@ -108,6 +111,108 @@ def test_without_another_transport_it_waits(outcome: Outcome, transport: Transpo
     """A rule that says https means https: it never falls back to what the operator ruled out."""
     expected = RetryAt(SOON + WAIT, LATER)
     assert expected == decided(delivery(transport=transport), outcome, by=by)
+
+
+@pytest.mark.parametrize(
+    ("targets", "target", "moves"),
+    [
+        (2, 0, True),
+        (2, 1, False),
+        (3, 1, True),
+        (3, 2, False),
+        (1, 0, False),
+        (0, 0, False),
+        (2, 2, False),
+        (2, 9, False),
+    ],
+)
+@pytest.mark.parametrize("now", [SOON, TOO_LATE])
+def test_the_next_target_has_its_turn_when_smtp_cannot_be_spoken_at_this_one(
+    targets: int, target: int, moves: bool, now: datetime
+) -> None:
+    """At once, also as the last chance; after the last target, or one that a rule no longer has, it waits."""
+    hosts = tuple(f"c{number}.example" for number in range(targets))
+    one = delivery(targets=hosts, target=target)
+    verdict = decided(one, Unsuited(NOT_THERE), now=now)
+    waits = Bounce(NOT_THERE, expired=True) if now == TOO_LATE else RetryAt(now + WAIT, NOT_THERE)
+    assert verdict == (NextTarget(NOT_THERE) if moves else waits)
+
+
+def test_what_a_host_says_is_never_asked_of_the_next_target() -> None:
+    """Refused or put off by SMTP: the operator's first target is there, and has decided."""
+    one = delivery(targets=("b.example", "c.example"))
+    assert decided(one, Failed(NEVER)) == Bounce(NEVER)
+    assert decided(one, Deferred(LATER)) == RetryAt(SOON + WAIT, LATER)
+
+
+@pytest.mark.parametrize("outcome", [Deferred(LATER), Unsuited(LATER)])
+def test_smtp_has_its_turn_at_a_target_before_the_next_one_has(outcome: Outcome) -> None:
+    """A first target that speaks only SMTP gets the mail, though the second one speaks mxdeliv."""
+    one = delivery(targets=("b.example", "c.example"), quick=2)
+    assert decided(one, outcome, by="https") == FallBack(LATER)
+
+
+@pytest.mark.parametrize("by", ["https", "smtp"])
+def test_with_one_transport_its_worker_goes_through_all_targets(by: By) -> None:
+    """So there is no next one to hand it to."""
+    one = delivery(targets=("b.example", "c.example"), transport=by)
+    assert decided(one, Unsuited(LATER), by=by) == RetryAt(SOON + WAIT, LATER)
+
+
+@pytest.mark.parametrize(
+    ("transport", "target", "aims", "has_next"),
+    [
+        ("auto", 0, ("b.example",), True),
+        ("auto", 1, ("c.example",), False),
+        ("auto", 2, ("c.example",), False),
+        ("auto", -9, ("b.example",), True),
+        ("https", 0, ("b.example", "c.example"), False),
+        ("https", 1, ("c.example",), False),
+        ("smtp", 0, ("b.example", "c.example"), False),
+        ("smtp", 99, ("c.example",), False),
+    ],
+)
+def test_which_targets_have_their_turn(
+    transport: Transport, target: int, aims: tuple[str, ...], has_next: bool
+) -> None:
+    """There is always one while the route has any, whatever the index is."""
+    one = delivery(targets=("b.example", "c.example"), transport=transport, target=target)
+    assert (aims, has_next) == (one.aims, one.has_next)
+    assert () == delivery(targets=(), transport=transport, target=target).aims
+
+
+def test_a_quick_try_goes_on_at_its_target_unless_the_rule_changed() -> None:
+    """The index says nothing of other targets: then the first one has its turn."""
+    one = delivery(targets=("b.example", "c.example"), target=1, quick=1)
+    same = Route(version=2, key="*", targets=("b.example", "c.example"))
+    assert one.but(route=same) == one.rerouted(same)
+    for changed in (
+        Route(version=2),
+        Route(version=2, key="*", targets=("c.example", "b.example")),
+        Route(version=2, key="*", targets=("b.example", "c.example"), transport="https"),
+    ):
+        assert one.but(route=changed, target=0) == one.rerouted(changed)
+
+
+@given(st.lists(st.sampled_from([Deferred(LATER), Unsuited(NOT_THERE)]), min_size=16, max_size=16), st.integers(1, 4))
+def test_an_attempt_ends_after_each_target_had_its_turn(answers: list[Outcome], targets: int) -> None:
+    """However the hosts answer: nothing goes round, a target that was left is left, and SMTP follows HTTPS."""
+    one, by, way = delivery(targets=tuple(f"c{number}.example" for number in range(targets))), "https", []
+    for outcome in answers:
+        way.append((one.target, by))
+        verdict = decided(one, outcome, by="https" if by == "https" else "smtp")
+        match verdict:
+            case FallBack():
+                by, one = "smtp", one.but(quick=0)
+            case NextTarget():
+                by, one = "https", one.but(quick=0, target=one.target + 1)
+            case RetryAt(quick=True):
+                one = one.but(quick=one.quick + 1).rerouted(one.route)
+            case _:
+                assert isinstance(verdict, RetryAt)
+                assert way == sorted(way)
+                return
+    raise AssertionError(f"it goes round: {way}")
 
 
 @pytest.mark.parametrize(("attempts", "wait"), [(0, WAIT), (1, 2 * WAIT), (2, 2 * WAIT), (99, 2 * WAIT)])
@@ -224,4 +329,7 @@ def test_every_outcome_is_decided(one: Delivery, outcome: Outcome, by: By, age: 
         assert now < verdict.at
     if isinstance(verdict, FallBack):
         assert (by, one.route.transport) == ("https", "auto")
+    if isinstance(verdict, NextTarget):
+        assert (by, one.route.transport, type(outcome)) == ("smtp", "auto", Unsuited)
+        assert one.target + 1 < len(one.route.targets)
     assert msgspec.json.encode(verdict)

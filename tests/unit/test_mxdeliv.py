@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.mail.mxdeliv import MAX_ANSWER, interpret
+from shared.mail.mxdeliv import MAX_ANSWER, interpret, speaks
 from shared.mail.outcome import Deferred, Delivered, Failed, Outcome, Unsuited
 from shared.mail.reply import Reply
 from tests.unit.strategies import hostile_text
@@ -155,3 +155,61 @@ def test_any_answer_has_a_meaning(status: int, content_type: str, body: bytes) -
 def test_html_is_never_a_mail_server(status: int, body: bytes) -> None:
     """Whatever a web page says and with whatever status, it neither takes mail nor bounces it."""
     assert isinstance(interpret(status=status, content_type=HTML, body=body, host="h"), Unsuited)
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type", "body", "speaking"),
+    [
+        # the known servers, asked without a recipient
+        (400, PLAIN, b"bad request", True),
+        (400, PLAIN, b"Missing X-Mail-To header\n", True),
+        (400, PLAIN, b"554 5.7.1 no valid recipients", True),
+        (200, PLAIN, b"250 OK", True),
+        (200, PLAIN, b"OK", True),
+        (200, "", b"", True),
+        (204, "", b"", True),
+        (403, PLAIN, b"Forbidden", True),
+        (413, PLAIN, b"message too large", True),
+        (400, PLAIN, b"400 Bad Request", True),
+        # an SMTP reply, whatever the status
+        (500, PLAIN, b"451 4.3.0 local error", True),
+        (503, PLAIN, b"503 5.5.1 bad sequence", True),
+        (404, PLAIN, b"550 5.1.1 no such user", True),
+        # unwell, or not to be asked now
+        (500, PLAIN, b"error", None),
+        (500, PLAIN, b"500 Internal Server Error", None),
+        (502, HTML, PAGE, None),
+        (503, "", b"", None),
+        (507, PLAIN, b"quota", None),
+        (429, PLAIN, b"slow down", None),
+        (429, HTML, PAGE, None),
+        # web sites
+        (200, HTML, b"250 OK", False),
+        (200, "", b"\xef\xbb\xbf<html>", False),
+        (200, "application/json", b"[]", False),
+        (200, PLAIN, b"x" * 257, False),
+        (400, HTML, PAGE, False),
+        (400, PLAIN, b"x" * 257, False),
+        (400, "", b"", False),
+        (403, "", b"", False),
+        (413, HTML, PAGE, False),
+        (404, PLAIN, b"404 page not found\n", False),
+        (404, "", b"", False),
+        (405, PLAIN, b"", False),
+        (405, PLAIN, b"Method not allowed", False),
+        (401, PLAIN, b"Unauthorized", False),
+        (301, "", b"", False),
+        (308, PLAIN, b"OK", False),
+        (100, "", b"", False),
+    ],
+)
+def test_an_mxdeliv_speaks(status: int, content_type: str, body: bytes, speaking: bool | None) -> None:
+    """An empty request tells a mail server from a web site; one that is unwell is neither."""
+    assert speaking is speaks(status, content_type, body)
+
+
+@given(st.integers(-1, 1_000), hostile_text | st.sampled_from(["", PLAIN, HTML]), st.binary(max_size=300))
+def test_what_does_not_speak_takes_no_mail(status: int, content_type: str, body: bytes) -> None:
+    """A probe and a delivery agree: what would take a message or bounce it speaks mxdeliv."""
+    if isinstance(interpret(status=status, content_type=content_type, body=body, host="h"), Delivered | Failed):
+        assert speaks(status, content_type, body)

@@ -156,6 +156,24 @@ def test_https_comes_first_on_a_rule_only(route: Route, expected: bool) -> None:
     assert expected == route.by_https_first
 
 
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ((), None),
+        (("b.com", "https://c.com/mxdeliv"), None),
+        (
+            ("b.com", "c..com"),
+            "the rule for a.com is malformed: 'c..com' is neither a host, nor an IP address, nor a URL",
+        ),
+        (("",), "the rule for a.com is malformed: "),
+    ],
+)
+def test_a_malformed_target_is_the_route_s_fault(targets: tuple[str, ...], expected: str | None) -> None:
+    """A rule written with psql may be malformed: its mail waits for the rule to be mended, and the words say which."""
+    fault = Route(version=1, key="a.com", targets=targets).fault()
+    assert fault is None if expected is None else fault is not None and fault.startswith(expected)
+
+
 @given(routes)
 def test_every_target_of_a_route_can_be_read(route: Route) -> None:
     """The transports parse what the router wrote; a target they cannot read would stop the mail."""

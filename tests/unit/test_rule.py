@@ -1,5 +1,7 @@
 """Rules: refused while the person who typed them is still there, in words that help."""
 
+import contextlib
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.mail.route import Route, Target, Tls, Transport
-from shared.mail.rule import Rule, RuleError, check_cycle, key_of, make_rule, parse_key
+from shared.mail.rule import Rule, RuleError, check_cycles, key_of, make_rule, parse_expiry, parse_key, parse_share
 from tests.unit.strategies import domains, hostile_text, target_texts
 
 
@@ -174,20 +176,20 @@ def rules(*pairs: str) -> list[Rule]:
 def test_a_circle_is_refused(rule: str, saved: list[str]) -> None:
     """Also over the failover targets, for when the first choice is down; and past a circle that is already there."""
     with pytest.raises(RuleError, match="circle"):
-        check_cycle(rules(rule)[0], rules(*saved))
+        check_cycles([rules(rule)[0]], rules(*saved))
 
 
 def test_a_circle_in_other_spellings_is_a_circle() -> None:
     """A URL, a port or a bare address name the same host."""
     saved = [make_rule("b.example", "https://[::ffff:192.0.2.1]:8443/x")]
     with pytest.raises(RuleError, match="circle"):
-        check_cycle(make_rule("[192.0.2.1]", "b.example:2525"), saved)
+        check_cycles([make_rule("[192.0.2.1]", "b.example:2525")], saved)
 
 
 def test_the_refusal_names_the_circle() -> None:
     """The person must see which rule to change."""
     with pytest.raises(RuleError) as refusal:
-        check_cycle(rules("a>b")[0], rules("b>c", "c>a"))
+        check_cycles([rules("a>b")[0]], rules("b>c", "c>a"))
     assert str(refusal.value).endswith("a.example -> b.example -> c.example -> a.example")
 
 
@@ -204,13 +206,14 @@ def test_the_refusal_names_the_circle() -> None:
 )
 def test_a_chain_is_no_circle(rule: str, saved: list[str]) -> None:
     """Chains, diamonds, and a circle the rule is no part of, or breaks, are let be."""
-    check_cycle(rules(rule)[0], rules(*saved))
+    check_cycles([rules(rule)[0]], rules(*saved))
 
 
 def test_a_disabled_rule_closes_no_circle() -> None:
     """It is out of use."""
     disabled = Rule(lookup_key="b.example", target_host="a.example", enabled=False)
-    check_cycle(rules("a>b")[0], [disabled])
+    check_cycles([rules("a>b")[0]], [disabled])
+    check_cycles([disabled], rules("a>b", "b>a"))
 
 
 @pytest.mark.parametrize(("last", "circle"), [("end.example", False), ("n0.example", True)])
@@ -219,10 +222,82 @@ def test_a_chain_of_ten_thousand_rules_is_followed(last: str, circle: bool) -> N
     hosts = [f"n{number}.example" for number in range(10_000)] + [last]
     chain = [Rule(lookup_key=key, target_host=target) for key, target in pairwise(hosts)]
     if not circle:
-        check_cycle(chain[0], chain[1:])
+        check_cycles([chain[0]], chain[1:])
         return
     with pytest.raises(RuleError) as refusal:
-        check_cycle(chain[0], chain[1:])
+        check_cycles([chain[0]], chain[1:])
     assert len(str(refusal.value)) < 500
     assert "n0.example -> n1.example" in str(refusal.value)
     assert "n9999.example -> n0.example" in str(refusal.value)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("10%", 10), ("1", 1), (" 99 % ", 99), ("100%", None), ("100", None)])
+def test_a_share_is_a_percentage(text: str, expected: int | None) -> None:
+    """With or without the sign; 100% is all, and so no share at all."""
+    assert expected == parse_share(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "%", "0", "0%", "101%", "-5", "1.5%", "ten", "10%%", "1e1", "\u0663", "9" * 5_000]
+)
+def test_what_is_no_share_is_refused(text: str) -> None:
+    """In one sentence that says what would be right."""
+    with pytest.raises(RuleError, match=r"is not a percentage from 1% to 100%"):
+        parse_share(text)
+
+
+@pytest.mark.parametrize("share", [0, 101, -1])
+def test_a_share_out_of_range_makes_no_rule(share: int) -> None:
+    """However it comes."""
+    with pytest.raises(RuleError, match="percentage"):
+        make_rule("a.com", "b.com", share=share)
+
+
+NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2h", NOW + timedelta(hours=2)),
+        ("5d", NOW + timedelta(days=5)),
+        ("2026-06-01T18:00Z", NOW.replace(hour=18)),
+        ("2026-06-01T18:00+02:00", NOW.replace(hour=16)),
+        (" 2026-06-02 00:00:00+00:00 ", NOW + timedelta(hours=12)),
+    ],
+)
+def test_an_expiry_is_a_span_or_a_time_with_its_zone(text: str, expected: datetime) -> None:
+    """A span counts from now."""
+    assert expected == parse_expiry(text, NOW)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "neither a span"),
+        ("soon", "neither a span"),
+        ("0h", "neither a span"),
+        ("-2h", "neither a span"),
+        ("99999d", "neither a span"),
+        ("2026-06-01T18:00", "has no zone: write 2026-06-01T18:00Z for UTC"),
+        ("2026-06-02", "has no zone"),
+        ("2026-06-01T11:59Z", "is past"),
+        ("0001-01-01T00:00+23:59", "neither a span"),
+        ("9999-12-31T23:59-12:00", "neither a span"),
+        ("9500-01-01T00:00Z", "too far away"),
+    ],
+)
+def test_what_is_no_expiry_is_refused(text: str, why: str) -> None:
+    """A time without a zone would end hours early or late."""
+    with pytest.raises(RuleError, match=why):
+        parse_expiry(text, NOW)
+
+
+@given(hostile_text)
+def test_any_text_is_an_expiry_or_refused(text: str) -> None:
+    """Whatever is typed."""
+    with contextlib.suppress(RuleError):
+        assert NOW < parse_expiry(text, NOW)
+    with contextlib.suppress(RuleError):
+        share = parse_share(text)
+        assert share is None or 1 <= share < 100

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import getpass
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
@@ -26,6 +27,9 @@ from shared.store.pool import Pool
 REFUSED, USAGE, AWAY, LATE, CONFIG = 1, 2, 3, 4, 78  # exit codes
 CONFIRM = 30.0  # seconds to wait for the broker's word
 LOCAL = Path(".run/pushpush.env")  # where `make up` says how to reach its broker and database
+MAX_ACTOR = 200  # characters
+# What PostgreSQL or JSON cannot hold, or would do things to a terminal; a bad byte of argv arrives as a surrogate.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -37,13 +41,19 @@ class Refusal(Exception):  # noqa: N818 - the command refuses; nothing was chang
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """What a command has to say: data for machines, text for people, and an exit code.
 
-    `fault` says in words what the code means, where the text is a table.
+    Attributes:
+        data: For machines.
+        text: For people; bytes are a file, and are printed as they are.
+        code: The exit code.
+        fault: What the code means in one sentence, where the text is more than that.
+        warnings: Sentences for people on standard error; commands that have some put them into the data, too.
     """
 
     data: Any
-    text: str | Table
+    text: str | Table | bytes
     code: int = 0
     fault: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 class Fleet:
@@ -91,9 +101,15 @@ def run(command: str, work: Callable[[Fleet], Awaitable[Result]], *, json: bool)
         told = {"ok": result.code == 0, "command": command, "data": result.data}
         if result.code:
             kind = "late" if result.code == LATE else "not_well"
-            words = result.text if isinstance(result.text, str) else result.fault
+            words = result.text if isinstance(result.text, str) and not result.fault else result.fault
             told["error"] = {"kind": kind, "message": words, "code": result.code}
         _print_json(told)
+        raise typer.Exit(result.code)
+    for warning in result.warnings:
+        print(f"pushpush {command}: warning: {printable(warning)}", file=sys.stderr)  # noqa: T201
+    if isinstance(result.text, bytes):
+        sys.stdout.buffer.write(result.text)
+        sys.stdout.buffer.flush()
     else:
         # Facts are not wrapped or coloured away: they may be read by another program, too.
         Console(highlight=False, soft_wrap=isinstance(result.text, str), markup=False).print(result.text)
@@ -102,6 +118,7 @@ def run(command: str, work: Callable[[Fleet], Awaitable[Result]], *, json: bool)
 
 def fail(command: str, kind: str, message: str, code: int, *, json: bool) -> Never:
     """Say what went wrong and exit with the code."""
+    message = "\n".join(map(printable, message.split("\n")))
     if json:
         _print_json({"ok": False, "command": command, "error": {"kind": kind, "message": message, "code": code}})
     else:
@@ -123,13 +140,38 @@ def read_settings() -> Settings:
 
 
 def actor(given: str | None) -> str:
-    """Return who makes a change: as given, or the user of the operating system."""
+    """Return who makes a change: as given, or the user of the operating system.
+
+    Raises:
+        Refusal: It is no name that a history can show.
+    """
     if given:
-        return given
+        return one_line("the actor", given, MAX_ACTOR)
     try:
         return getpass.getuser()
     except (KeyError, OSError):
         return f"uid {os.getuid()}"
+
+
+def one_line(what: str, text: str, longest: int) -> str:
+    """Return the text.
+
+    Raises:
+        Refusal: It is not one line of so many characters at most.
+    """
+    if len(text) > longest or _CONTROL.search(text):
+        raise Refusal(f"{what} must be one line of at most {longest} characters, without control characters")
+    return text
+
+
+def printable(text: str) -> str:
+    """Return the text with every character that a terminal would obey, or cannot show, written out."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """Return `1 rule` or `2 rules`."""
+    return f"{count} {one if count == 1 else many}"
 
 
 def table(*columns: str) -> Table:

@@ -1,13 +1,14 @@
 """`pushpush`: the command line, put together."""
 
 import contextlib
+import io
 import sys
 from importlib.metadata import version as version_of
 from typing import Annotated
 
 import typer
 
-from workers.cli import admin, queue, rules
+from workers.cli import admin, bulk, explain, probe, queue, routers, rules, undo
 from workers.cli.frame import USAGE, fail
 from workers.cli.send import send
 
@@ -19,12 +20,15 @@ app = typer.Typer(
     help="Deliver mail for domains that cannot be reached to a host that can, at once and on every machine.",
     epilog="Example: pushpush endpoint-cache set a.com b.com --comment 'a.com is blocked here'",
 )
+for commands in (probe, undo, bulk):
+    commands.register(rules.app)
+explain.register(rules.app)
 app.add_typer(rules.app, name="endpoint-cache")
 for alias in ("dns-cache", "rules"):
     app.add_typer(rules.app, name=alias, hidden=True)
 app.add_typer(queue.app, name="queue")
-app.command("reload", epilog="Example: pushpush reload")(rules.reload)
-app.command("routers", epilog="Example: pushpush routers")(rules.routers)
+app.command("reload", epilog="Example: pushpush reload")(routers.reload)
+app.command("routers", epilog="Example: pushpush routers")(routers.routers)
 app.command("send", epilog="Example: pushpush send hello.eml --from you@x.example --to someone@a.com")(send)
 app.command("migrate", epilog="Example: pushpush migrate")(admin.migrate)
 app.command("check", epilog="Example: pushpush check")(admin.check)
@@ -52,6 +56,10 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What was typed may be no text in any encoding; a sentence that names it is still to come out.
+            stream.reconfigure(errors="backslashreplace")
     if "--json" not in sys.argv:
         app()
     try:

@@ -1,44 +1,44 @@
-"""`pushpush endpoint-cache ...`: the rules."""
+"""`pushpush endpoint-cache ...`: one rule at a time."""
 
-import asyncio
 from typing import Annotated
 
 import msgspec
 import typer
 
-from shared.broker.publisher import Publisher
-from shared.fleet.release import WAIT, Applied, announce
-from shared.mail.route import Tls, Transport
-from shared.mail.rule import make_rule, parse_key
-from shared.store.overrides import Overrides, Saved, Stored
-from shared.store.pool import Pool
-from shared.store.routers import Routers
-from workers.cli.frame import LATE, Fleet, Json, Refusal, Result, actor, ago, run, table
+from shared.fleet.release import WAIT
+from shared.mail.rule import Rule, make_rule, parse_expiry, parse_key, parse_share
+from shared.runtime.clock import now
+from shared.store.overrides import Change, Overrides, Stored
+from workers.cli.change import Actor, IfVersion, Key, NoFlush, NoReload, NoWait, Timeout, how, writing
+from workers.cli.difference import ends, options
+from workers.cli.frame import Fleet, Json, Refusal, Result, ago, one_line, run, table
+from workers.cli.probe import TargetText, TlsText, TransportText, probed, unusable
 
 app = typer.Typer(no_args_is_help=True, help="Rules: deliver mail for one domain to another host instead.")
 
-Key = Annotated[str, typer.Argument(help="A domain (a.com), its subdomains (*.a.com), an address ([192.0.2.1]), or *.")]
-Actor = Annotated[str | None, typer.Option("--actor", help="Who makes the change; default: the user of the system.")]
-NoReload = Annotated[bool, typer.Option("--no-reload", help="Save only; `pushpush reload` applies it later.")]
-NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait until the routers have applied it.")]
-Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the routers.")]
+_LONGEST_SEARCH = 1_000  # characters
 
 
 @app.command("set", epilog="Example: pushpush endpoint-cache set a.com b.com:2525 --comment 'a.com is blocked here'")
 def set_(
     key: Key,
-    target: Annotated[
-        str,
-        typer.Argument(help="b.com, b.com:2525, an IP address, or https://b.com[:PORT][/PATH]; several with commas."),
-    ],
-    comment_: Annotated[str, typer.Argument(metavar="[COMMENT]", help="Why; the same as --comment.")] = "",
+    target: TargetText,
+    comment_: Annotated[str, typer.Argument(metavar="COMMENT", help="Why; the same as --comment.")] = "",
     comment: Annotated[str, typer.Option(help="Why the rule is there.")] = "",
-    transport: Annotated[Transport, typer.Option(help="auto (HTTPS first, then SMTP), https or smtp.")] = "auto",
-    tls: Annotated[Tls | None, typer.Option(help="verify, encrypt or none; default: what suits the target.")] = None,
-    actor_: Actor = None,
+    transport: TransportText = "auto",
+    tls: TlsText = None,
+    expires: Annotated[
+        str | None, typer.Option(help="End by itself after 2h (or 90s, 15m, 5d), or at 2026-01-31T18:00Z.")
+    ] = None,
+    share: Annotated[str | None, typer.Option(help="Only this part of the messages takes the rule, as in 10%.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Set it whatever the probe finds.")] = False,
+    no_probe: Annotated[bool, typer.Option("--no-probe", help="Do not try the target first.")] = False,
+    who: Actor = None,
     no_reload: NoReload = False,
     no_wait: NoWait = False,
     timeout: Timeout = WAIT,
+    no_flush: NoFlush = False,
+    if_version: IfVersion = None,
     json: Json = False,
 ) -> None:
     """Make a rule, or change the one with this key. Returns when every live router has applied it."""
@@ -50,13 +50,25 @@ def set_(
             comment=comment or comment_,
             transport=transport,
             tls=tls,
+            expires_at=None if expires is None else parse_expiry(expires, now()),
+            share=None if share is None else parse_share(share),
         )
-        pool = await fleet.pool()
-        # The broker is connected to meanwhile, so that the event goes out the moment the rule is committed.
-        connecting = asyncio.create_task(fleet.publisher())
-        saved = await Overrides(pool).set(rule, actor=actor(actor_), release=not no_reload)
-        what = f"{rule.lookup_key} -> {rule.target_host}"
-        return await _released(pool, saved, what, connecting, wait=0 if no_wait else timeout)
+        ours = how(
+            who=who, no_reload=no_reload, no_wait=no_wait, timeout=timeout, no_flush=no_flush, if_version=if_version
+        )
+        warnings = [] if no_probe else await _tried(fleet, rule, force=force)
+        async with writing(fleet, ours) as change:
+            saved = await change.rules.set(rule, actor=ours.actor, release=ours.release, if_version=ours.if_version)
+            before, after = f"{rule.lookup_key} -> {rule.target_host}", ""
+            for made in saved.changes:
+                after = _in_place_of(made)
+                if made.before and not made.before.expires_at and rule.expires_at:
+                    warnings.append(
+                        f"the rule {made.lookup_key} -> {made.before.target_host} had no end: when the new one ends, "
+                        "it is not put back, and mail goes where it would go without a rule"
+                    )
+            data = msgspec.structs.asdict(rule)
+            return await change.go_on(saved, before + after, data, warnings=tuple(warnings))
 
     run("endpoint-cache set", work, json=json)
 
@@ -65,24 +77,60 @@ def set_(
 @app.command("delete", hidden=True)
 def remove(
     key: Key,
-    actor_: Actor = None,
+    who: Actor = None,
     no_reload: NoReload = False,
     no_wait: NoWait = False,
     timeout: Timeout = WAIT,
+    no_flush: NoFlush = False,
+    if_version: IfVersion = None,
     json: Json = False,
 ) -> None:
     """Remove a rule: its mail goes where it would go without it. Returns when every live router has applied it."""
 
     async def work(fleet: Fleet) -> Result:
         lookup_key = parse_key(key)
-        pool = await fleet.pool()
-        connecting = asyncio.create_task(fleet.publisher())
-        saved = await Overrides(pool).remove(lookup_key, actor=actor(actor_), release=not no_reload)
-        if saved is None:
-            raise Refusal(f"there is no rule for {lookup_key}; `pushpush endpoint-cache list` shows those there are")
-        return await _released(pool, saved, f"{lookup_key} removed", connecting, wait=0 if no_wait else timeout)
+        ours = how(
+            who=who, no_reload=no_reload, no_wait=no_wait, timeout=timeout, no_flush=no_flush, if_version=if_version
+        )
+        async with writing(fleet, ours) as change:
+            saved = await change.rules.remove(
+                lookup_key, actor=ours.actor, release=ours.release, if_version=ours.if_version
+            )
+            if saved is None:
+                raise _no_rule(lookup_key)
+            return await change.go_on(saved, f"{lookup_key} removed", {"deleted": lookup_key})
 
     run("endpoint-cache remove", work, json=json)
+
+
+@app.command("enable", epilog="Example: pushpush endpoint-cache enable a.com")
+def enable(
+    key: Key,
+    who: Actor = None,
+    no_reload: NoReload = False,
+    no_wait: NoWait = False,
+    timeout: Timeout = WAIT,
+    no_flush: NoFlush = False,
+    if_version: IfVersion = None,
+    json: Json = False,
+) -> None:
+    """Take a rule into use again that was disabled. Returns when every live router has applied it."""
+    _switch(True, key, who, no_reload, no_wait, timeout, no_flush, if_version, json)
+
+
+@app.command("disable", epilog="Example: pushpush endpoint-cache disable a.com")
+def disable(
+    key: Key,
+    who: Actor = None,
+    no_reload: NoReload = False,
+    no_wait: NoWait = False,
+    timeout: Timeout = WAIT,
+    no_flush: NoFlush = False,
+    if_version: IfVersion = None,
+    json: Json = False,
+) -> None:
+    """Take a rule out of use, and keep it. Returns when every live router has applied it."""
+    _switch(False, key, who, no_reload, no_wait, timeout, no_flush, if_version, json)
 
 
 @app.command("list", epilog="Example: pushpush endpoint-cache list --search partner")
@@ -93,16 +141,25 @@ def list_(
     """Show the rules."""
 
     async def work(fleet: Fleet) -> Result:
-        rules = await Overrides(await fleet.pool()).matching(search)
-        shown = table("key", "target", "transport", "tls", "changed", "comment")
+        wanted = None if search is None else one_line("the text to search for", search, _LONGEST_SEARCH)
+        rules = await Overrides(await fleet.pool()).matching(wanted)
+        shown = table("key", "target", "transport", "tls", "share", "ends", "state", "changed", "comment")
         for each in rules:
             rule = each.rule
             shown.add_row(
-                rule.lookup_key, rule.target_host, rule.transport, rule.tls or "-", ago(each.updated_at), rule.comment
+                rule.lookup_key,
+                rule.target_host,
+                rule.transport,
+                rule.tls or "-",
+                f"{rule.share}%" if rule.share else "-",
+                ends(rule.expires_at),
+                "on" if rule.enabled else "off",
+                ago(each.updated_at),
+                rule.comment,
             )
         empty = "no rules" if search is None else f"no rule has {search!r} in its key, target or comment"
         return Result(
-            data={"rules": [_data(each) for each in rules], "total": len(rules)}, text=shown if rules else empty
+            data={"overrides": [data_of(each) for each in rules], "total": len(rules)}, text=shown if rules else empty
         )
 
     run("endpoint-cache list", work, json=json)
@@ -116,64 +173,64 @@ def get(key: Key, json: Json = False) -> None:
         lookup_key = parse_key(key)
         stored = await Overrides(await fleet.pool()).get(lookup_key)
         if stored is None:
-            raise Refusal(f"there is no rule for {lookup_key}; `pushpush endpoint-cache list` shows those there are")
-        data = _data(stored)
+            raise _no_rule(lookup_key)
+        data = data_of(stored)
         text = "\n".join(f"{name}: {'-' if value in (None, '') else value}" for name, value in data.items())
         return Result(data=data, text=text)
 
     run("endpoint-cache get", work, json=json)
 
 
-def reload(
-    no_wait: NoWait = False,
-    timeout: Timeout = WAIT,
-    json: Json = False,
-) -> None:
-    """Release every saved change, and return when every live router has applied it."""
-
-    async def work(fleet: Fleet) -> Result:
-        pool = await fleet.pool()
-        publisher = await fleet.publisher()
-        version = await Overrides(pool).release()
-        applied = await announce(version, publisher, Routers(pool), wait=0 if no_wait else timeout)
-        return _told(applied, {}, "", waited=not no_wait)
-
-    run("reload", work, json=json)
-
-
-def routers(json: Json = False) -> None:
-    """Show the routers, and the version of the rules that each has applied."""
-
-    async def work(fleet: Fleet) -> Result:
-        pool = await fleet.pool()
-        versions = await Overrides(pool).versions()
-        every = await Routers(pool).all()
-        shown = table("router", "applied", "last sign of life", "started", "state")
-        for each in every:
-            state = "silent" if not each.live else "behind" if each.applied < versions.released else "current"
-            shown.add_row(each.name, str(each.applied), ago(each.seen_at), ago(each.started_at), state)
-        data = {**msgspec.structs.asdict(versions), "routers": every}
-        return Result(data=data, text=shown if every else "no router is signed in")
-
-    run("routers", work, json=json)
-
-
-async def _released(pool: Pool, saved: Saved, what: str, connecting: asyncio.Task[Publisher], *, wait: float) -> Result:
-    data: dict[str, object] = {"version": saved.version, "changed": saved.changed, "released": saved.released}
-    if not saved.released:
-        connecting.cancel()
-        return Result(data=data, text=f"{what}: saved as version {saved.version}; `pushpush reload` applies it")
-    applied = await announce(saved.version, await connecting, Routers(pool), wait=wait)
-    return _told(applied, data, f"{what}: ", waited=wait > 0)
-
-
-def _told(applied: Applied, data: dict[str, object], prefix: str, *, waited: bool) -> Result:
-    data |= msgspec.structs.asdict(applied)
-    if not waited:
-        away = f"; the reload event could not be published ({applied.broker_away})" if applied.broker_away else ""
-        return Result(data=data, text=f"{prefix}released as version {applied.version}, not waited for{away}")
-    return Result(data=data, text=prefix + applied.sentence(), code=LATE if applied.late else 0)
-
-
-def _data(stored: Stored) -> dict[str, object]:
+def data_of(stored: Stored) -> dict[str, object]:
+    """Return a saved rule for machines."""
     return msgspec.structs.asdict(stored.rule) | {"created_at": stored.created_at, "updated_at": stored.updated_at}
+
+
+def _switch(
+    on: bool,
+    key: str,
+    who: str | None,
+    no_reload: bool,
+    no_wait: bool,
+    timeout: float,
+    no_flush: bool,
+    if_version: int | None,
+    json: bool,
+) -> None:
+    async def work(fleet: Fleet) -> Result:
+        lookup_key = parse_key(key)
+        ours = how(
+            who=who, no_reload=no_reload, no_wait=no_wait, timeout=timeout, no_flush=no_flush, if_version=if_version
+        )
+        async with writing(fleet, ours) as change:
+            saved = await change.rules.enable(
+                lookup_key, enabled=on, actor=ours.actor, release=ours.release, if_version=ours.if_version
+            )
+            if saved is None:
+                raise _no_rule(lookup_key)
+            what = f"{lookup_key} is {'on' if on else 'off'}{'' if saved.changed else ', as it was'}"
+            return await change.go_on(saved, what, {"lookup_key": lookup_key, "enabled": on})
+
+    run(f"endpoint-cache {'enable' if on else 'disable'}", work, json=json)
+
+
+async def _tried(fleet: Fleet, rule: Rule, *, force: bool) -> list[str]:
+    """Probe a rule's targets and return what is to be warned of.
+
+    Raises:
+        Refusal: Mail sent there would be lost, bounced or stuck.
+    """
+    found = await probed(fleet.settings, rule)
+    if (refused := unusable(found)) and not force:
+        raise Refusal(f"{'; '.join(refused)}; --force sets it all the same; nothing was changed")
+    return [warning for each in found for warning in each.warnings]
+
+
+def _in_place_of(change: Change) -> str:
+    if change.before is None:
+        return ""
+    return f" (in place of {change.before.target_host}{options(change.before)})"
+
+
+def _no_rule(key: str) -> Refusal:
+    return Refusal(f"there is no rule for {key}; `pushpush endpoint-cache list` shows those there are")

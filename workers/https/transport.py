@@ -1,7 +1,7 @@
 """Deliver by `POST /mxdeliv`, one request for all recipients of a delivery.
 
-Targets are tried in order while none of them speaks mxdeliv; an answer of a mail server, good or bad, is final for
-HTTPS. Nothing is raised for a refusal.
+An answer of a mail server, good or bad, is final for HTTPS. Where none speaks mxdeliv, a route for HTTPS alone has the
+next target tried; with `auto` SMTP has its turn at this target first. Nothing is raised for a refusal.
 """
 
 import asyncio
@@ -34,9 +34,9 @@ class HttpsTransport:
         self._https_port = https_port
 
     async def deliver(self, delivery: Delivery, message: bytes) -> Mapping[str, Outcome]:
-        """Try the route's targets in order until one speaks mxdeliv."""
+        """Try the targets whose turn it is, in order, until one speaks mxdeliv."""
         outcome: Outcome = Unsuited(Reply(code=450, enhanced="4.4.4", text="the route has no target for HTTPS"))
-        for text in delivery.route.targets:
+        for text in delivery.aims:
             outcome = await self._post(Target.parse(text), delivery, message)
             if not isinstance(outcome, Unsuited):
                 break

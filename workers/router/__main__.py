@@ -6,7 +6,8 @@ import signal
 
 import structlog
 from aio_pika import ExchangeType
-from aio_pika.abc import AbstractConnection
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
+from aiormq.exceptions import ChannelLockedResource
 
 from shared.broker import topology
 from shared.broker.consumer import Consumer
@@ -14,17 +15,21 @@ from shared.broker.link import Link, close_quietly
 from shared.broker.publisher import Publisher
 from shared.broker.settle import Settler
 from shared.runtime import health, main
+from shared.runtime.errors import StoreUnavailable
 from shared.runtime.settings import Settings
 from shared.store.bodies import Bodies
 from shared.store.deferred import Deferred
 from shared.store.overrides import Overrides
 from shared.store.pool import Pool
 from shared.store.routers import Routers
+from shared.store.rulebooks import Rulebooks
 from workers.router.handler import Handler
 from workers.router.reload import Reloader
 from workers.router.rules import Rules
 
 log = structlog.get_logger()
+
+_HEARTBEAT = 10  # seconds: a router that hangs is cut off soon, and only then a change can be confirmed without it
 
 
 async def work(settings: Settings, stop: asyncio.Event) -> None:
@@ -33,14 +38,13 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
     pool = Pool(settings.database_url, name="router")
     rules = Rules()
     name = f"{settings.instance}-{os.getpid()}"
-    reloader = Reloader(rules, Overrides(pool), Routers(pool), name=name, health=state)
+    reloader = Reloader(rules, Rulebooks(pool), Overrides(pool), Routers(pool), name=name, health=state)
     consumers: list[Consumer] = []
 
     async def on_up(connection: AbstractConnection) -> None:
         # The event queue comes first: a release after this moment is heard, one before it is read by on_connect.
-        channel = await connection.channel()
+        channel, events = await _event_queue(connection, name, reloader)
         channel.close_callbacks.add(lambda *_: asyncio.ensure_future(close_quietly(connection)))
-        events = await channel.declare_queue(exclusive=True, auto_delete=True)
         exchange = await channel.declare_exchange(topology.RELOAD, ExchangeType.FANOUT, durable=True)
         await events.bind(exchange)
         await events.consume(reloader.on_event, no_ack=True)
@@ -50,7 +54,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
 
     await pool.open()
     stop_serving = health.serve(state, host=settings.metrics_host, port=settings.metrics_port)
-    link = Link(settings.amqp_url, name=f"router {name}", health=state, on_up=on_up)
+    link = Link(settings.amqp_url, name=f"router {name}", health=state, on_up=on_up, heartbeat=_HEARTBEAT)
     publisher = Publisher(link)
     settler = Settler(publisher, Deferred(pool), hostname=settings.hostname, schedule=settings.schedule)
     handler = Handler(
@@ -72,6 +76,34 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
     finally:
         stop_serving()
         await pool.close()
+
+
+async def _event_queue(
+    connection: AbstractConnection, name: str, reloader: Reloader
+) -> tuple[AbstractChannel, AbstractQueue]:
+    """Declare this router's own queue for reload events, which is there as long as its connection.
+
+    When it is taken, a change was confirmed without this router while it was away (`Publisher.fence`), so the rules
+    must be read before it is freed; or the broker has not noticed the end of our last connection, and it stays taken.
+
+    Raises:
+        ConnectionError: It is taken, and the rules cannot be read: connecting is tried again.
+    """
+    queue = topology.reload_queue(name)
+    channel = await connection.channel()
+    try:
+        return channel, await channel.declare_queue(queue, exclusive=True, auto_delete=True)
+    except ChannelLockedResource:
+        log.info("a change was confirmed while this router was away, reading the rules")
+    try:
+        await reloader.reload("fence")
+    except StoreUnavailable as error:
+        raise ConnectionError(
+            f"older rules must not be used any more, and newer ones cannot be read: {error}"
+        ) from error
+    channel = await connection.channel()
+    await channel.queue_delete(queue)
+    return channel, await channel.declare_queue(queue, exclusive=True, auto_delete=True)
 
 
 async def _serve(link: Link, reloader: Reloader, consumers: list[Consumer], stop: asyncio.Event) -> None:

@@ -23,7 +23,7 @@ from shared.runtime.chance import new_id
 from shared.runtime.clock import now
 from shared.runtime.errors import FleetError, StoreUnavailable
 from shared.store.bodies import Bodies
-from workers.router.plan import malformed, plan, refusal
+from workers.router.plan import plan, refusal
 from workers.router.rules import Rules
 
 log = structlog.get_logger()
@@ -90,7 +90,8 @@ class Handler:
             await self._settler.park(delivery, body, delivery.retry_at)
             return
         with self._rules.reading() as rules:
-            await self._publish([delivery.but(route=rules.route(delivery.domain), retry_at=None)], body, done)
+            again = delivery.rerouted(rules.route(delivery.domain, delivery.id)).but(retry_at=None)
+            await self._publish([again], body, done)
 
     async def _with_body_stored(self, envelope: Envelope, body: bytes, reference: str) -> Envelope:
         if len(body) <= self._inline_limit:
@@ -120,7 +121,7 @@ class Handler:
                 raise result
 
     async def _publish_one(self, delivery: Delivery, body: bytes) -> None:
-        if (fault := malformed(delivery.route)) is not None:
+        if (fault := delivery.route.fault()) is not None:
             log.error("mail waits for a rule to be mended", id=delivery.id, domain=delivery.domain, fault=fault)
             reply = Reply(code=451, enhanced="4.3.5", text=fault)
             waiting = delivery.but(route=Route(version=delivery.route.version), reply=reply)

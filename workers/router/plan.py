@@ -4,7 +4,6 @@ from shared.mail import trace
 from shared.mail.address import domain_of
 from shared.mail.envelope import MAX_RECIPIENTS_PER_DELIVERY, Delivery, Envelope
 from shared.mail.reply import Reply
-from shared.mail.route import Route, Target, TargetError
 from shared.mail.rulebook import Rulebook
 
 MAX_HOPS = 50  # Received fields; so many mean a loop (RFC 5321 6.3)
@@ -19,7 +18,9 @@ def plan(envelope: Envelope, rules: Rulebook) -> list[Delivery]:
     for recipient in envelope.rcpt_to:
         by_domain.setdefault(domain_of(recipient), []).append(recipient)
     return [
-        Delivery(envelope=envelope, domain=domain, route=rules.route(domain)).only(tuple(recipients[start:end]))
+        Delivery(envelope=envelope, domain=domain, route=rules.route(domain, envelope.id)).only(
+            tuple(recipients[start:end])
+        )
         for domain, recipients in by_domain.items()
         for start, end in _chunks(len(recipients))
     ]
@@ -36,17 +37,4 @@ def refusal(message: bytes, *, max_size: int) -> Reply | None:
         return Reply(code=552, enhanced="5.3.4", text=f"{len(message)} bytes, more than {max_size}")
     if (hops := trace.hops(message)) >= MAX_HOPS:
         return Reply(code=554, enhanced="5.4.6", text=f"{hops} Received fields: it goes round in a circle")
-    return None
-
-
-def malformed(route: Route) -> str | None:
-    """Return what is wrong with the route's targets, as a rule written with psql may have them; None when all is well.
-
-    Such mail must wait for the rule to be mended: without the rule it would go where the operator does not want it.
-    """
-    try:
-        for text in route.targets:
-            Target.parse(text)
-    except TargetError as error:
-        return f"the rule for {route.key} is malformed: {error}"
     return None

@@ -13,10 +13,12 @@ import structlog
 from aio_pika.abc import AbstractIncomingMessage
 from prometheus_client import Gauge, Histogram
 
+from shared.mail.rulebook import Rulebook
 from shared.runtime.errors import StoreUnavailable
 from shared.runtime.health import Health
 from shared.store.overrides import Overrides
 from shared.store.routers import HEARTBEAT, Routers
+from shared.store.rulebooks import OtherHistoryError, Rulebooks
 from workers.router.rules import Rules
 
 log = structlog.get_logger()
@@ -35,15 +37,26 @@ class _Event(msgspec.Struct):
 class Reloader:
     """Loads rules, swaps them in and reports the version."""
 
-    def __init__(self, rules: Rules, overrides: Overrides, routers: Routers, *, name: str, health: Health) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        rulebooks: Rulebooks,
+        overrides: Overrides,
+        routers: Routers,
+        *,
+        name: str,
+        health: Health,
+    ) -> None:
         """Keep `rules` fresh; sign in as `name`."""
         self._rules = rules
+        self._rulebooks = rulebooks
         self._overrides = overrides
         self._routers = routers
         self._name = name
         self._health = health
         self._lock = asyncio.Lock()
-        self._applied = 0
+        self._applied: tuple[int, object] = (0, None)  # version and mark
+        self._histories = 0  # how often the database turned out to have another history
 
     async def start(self) -> None:
         """Sign in and load the rules for the first time; try until it works.
@@ -96,7 +109,7 @@ class Reloader:
         while True:
             await asyncio.sleep(HEARTBEAT)
             try:
-                await self._routers.seen(self._name, self._applied)
+                await self._routers.seen(self._name, *self._applied)
             except StoreUnavailable as error:
                 self._stale(error)
 
@@ -116,23 +129,35 @@ class Reloader:
         began = time.monotonic()
         async with self._lock:
             before = self._rules.book if self._rules.loaded else None
-            after = await (self._overrides.rulebook() if before is None else self._overrides.changed_since(before))
+            after = await self._newest(before)
             if after is not before:
                 self._rules.swap(after)
-            if before is not None and after.version < before.version:
-                log.error("the database went back to older rules", version=after.version, had=before.version)
-                self._applied = 0
+            histories = self._histories
         # Outside the lock: a slow publish must not keep the next change from being swapped in.
-        applied = await self._rules.settled()
+        settled = await self._rules.settled()
+        if histories != self._histories:
+            return  # it waited for rules of a history that is no more
         self._health.well("rules")
-        if applied > self._applied or before is None:
-            self._applied = max(self._applied, applied)
-            await self._routers.seen(self._name, self._applied)
+        if settled.version > self._applied[0] or before is None:
+            self._applied = (settled.version, settled.mark)
+            await self._routers.seen(self._name, *self._applied)
             milliseconds = (time.monotonic() - began) * 1000
-            _APPLIED.set(self._applied)
-            _COUNT.set(after.size)
+            _APPLIED.set(settled.version)
+            _COUNT.set(settled.size)
             _RELOAD.observe(milliseconds / 1000)
-            log.info("rules applied", version=applied, rules=after.size, cause=cause, ms=round(milliseconds, 1))
+            log.info(
+                "rules applied", version=settled.version, rules=settled.size, cause=cause, ms=round(milliseconds, 1)
+            )
+
+    async def _newest(self, before: Rulebook | None) -> Rulebook:
+        if before is not None:
+            with contextlib.suppress(OtherHistoryError):
+                return await self._rulebooks.changed_since(before)
+            # A restore, or a failover that lost commits: what was said to be applied counts no more.
+            self._applied = (0, None)
+            self._histories += 1
+            log.error("the database has another history of the rules, reading it anew", had=before.version)
+        return await self._rulebooks.rulebook()
 
     async def _try(self, cause: str, *, release: bool = False) -> None:
         try:
@@ -148,5 +173,7 @@ class Reloader:
 
     def _stale(self, error: Exception) -> None:
         if "rules" not in self._health.faults():
-            log.warning("keeping the last good rules", version=self._applied, error=str(error))
-        self._health.ill("rules", f"version {self._applied} is kept; it cannot be known whether it is current: {error}")
+            log.warning("keeping the last good rules", version=self._applied[0], error=str(error))
+        self._health.ill(
+            "rules", f"version {self._applied[0]} is kept; it cannot be known whether it is current: {error}"
+        )

@@ -62,10 +62,10 @@ class Rules:
             self._older.append(self._current)
         self._current = _Generation(book)
 
-    async def settled(self) -> int:
-        """Return the current version once nothing is being routed under an older one."""
-        version = self.book.version
+    async def settled(self) -> Rulebook:
+        """Return the current rulebook once nothing is being routed under an older one."""
+        book = self.book
         for generation in tuple(self._older):
             await generation.idle.wait()
         self._older = [each for each in self._older if each.readers]
-        return version
+        return book

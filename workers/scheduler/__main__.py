@@ -1,4 +1,4 @@
-"""`python -m workers.scheduler`: wake what is due, prune what is over. Any number may run."""
+"""`python -m workers.scheduler`: wake what is due, end rules whose time is over, prune. Any number may run."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from prometheus_client import Counter
 from shared.broker import topology
 from shared.broker.link import Link
 from shared.broker.publisher import Publisher
+from shared.fleet.release import announce, flush
 from shared.runtime import health, main
 from shared.runtime.clock import now
 from shared.runtime.errors import BrokerUnavailable, FleetError, StoreUnavailable
@@ -17,6 +18,7 @@ from shared.runtime.health import Health
 from shared.runtime.settings import Settings
 from shared.store.bodies import Bodies
 from shared.store.deferred import Deferred
+from shared.store.overrides import Overrides
 from shared.store.pool import Pool
 from shared.store.routers import Routers
 
@@ -26,6 +28,7 @@ POLL = 1.0  # seconds between two looks for what is due
 BATCH = 100  # deliveries woken in one transaction: at most so many are doubled when a scheduler dies
 KEPT = timedelta(days=30)  # how long a stored body outlives the patience for its mail
 PRUNE = 600.0  # seconds between two prunings
+_NAMED = 20  # keys of ended rules that one log line names
 FORGET = 86_400.0  # seconds without a sign of life, after which a router's row goes
 _WOKEN = Counter("pushpush_woken_total", "Waiting deliveries handed back to the routers")
 
@@ -38,9 +41,11 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
     stop_serving = health.serve(state, host=settings.metrics_host, port=settings.metrics_port)
     try:
         async with Link(settings.amqp_url, name="scheduler", health=state) as link:
-            waking = wake(Deferred(pool), Publisher(link), state)
+            publisher = Publisher(link)
+            waking = wake(Deferred(pool), publisher, state)
+            ending = end_rules(pool, publisher)
             pruning = prune(pool, settings.max_age)
-            async with main.background(main.pulse(state), waking, pruning):
+            async with main.background(main.pulse(state), waking, ending, pruning):
                 await stop.wait()
     finally:
         stop_serving()
@@ -69,6 +74,29 @@ async def wake(deferred: Deferred, publisher: Publisher, state: Health) -> None:
             log.info("woken", deliveries=woken)
         if woken < BATCH:
             await asyncio.sleep(POLL)
+
+
+async def end_rules(pool: Pool, publisher: Publisher) -> None:
+    """End temporary rules, as a change that routers apply at once; then waiting mail of theirs is due. Never ends."""
+    overrides = Overrides(pool)
+    while True:
+        await asyncio.sleep(POLL)
+        try:
+            saved = await overrides.expire(now())
+            if saved is None or saved.released is None:
+                continue
+            log.info(
+                "rules ended",
+                version=saved.version,
+                since=saved.released.since,
+                keys=[each.lookup_key for each in saved.changes][:_NAMED],
+            )
+            # Should this process die here, routers find the release by themselves within their poll.
+            applied = await announce(saved.version, publisher, Routers(pool))
+            due = await flush(saved.released, overrides, Deferred(pool), now())
+            log.info("end of rules announced", applied=len(applied.applied), late=applied.late, due=due)
+        except FleetError as error:
+            log.warning("cannot end rules, trying on", error=str(error))
 
 
 async def prune(pool: Pool, max_age: timedelta) -> None:

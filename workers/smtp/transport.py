@@ -1,9 +1,10 @@
 """Deliver one message over SMTP to the hosts of one destination.
 
-Connection faults try the next host; a refusal stops at once; the last host's fault defers. Nothing is raised for a
-refusal.
+Connection faults try the next host; a refusal stops at once; the last host's fault defers, or with `auto` leaves it to
+the next target of the route. Nothing is raised for a refusal.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 
@@ -13,7 +14,7 @@ from shared.delivery.resolver import Resolver
 from shared.delivery.smtp import ConnectionFault, Session, open_session
 from shared.delivery.tls import Contexts
 from shared.mail.envelope import Delivery
-from shared.mail.outcome import Deferred, Failed, Outcome, classify
+from shared.mail.outcome import Deferred, Failed, Outcome, Unsuited, classify
 from shared.mail.reply import Reply
 from shared.mail.route import Target
 from shared.runtime import main
@@ -21,6 +22,9 @@ from shared.runtime.settings import Settings
 from workers.smtp.connections import Connections, Hop
 
 MAX_HOPS = 10  # addresses tried in one attempt
+# Seconds after which no further address is tried where a next target waits. A host that takes connections and says
+# nothing, at several addresses, would use up the attempt (`shared.delivery.actor`), and no other target had a turn.
+PATIENCE = 300.0
 
 
 class SmtpTransport:
@@ -39,13 +43,15 @@ class SmtpTransport:
         if not isinstance(hosts, list):
             return dict.fromkeys(recipients, hosts)
         faults: list[Deferred | Failed] = []
-        tried = 0
+        tried, began = 0, asyncio.get_running_loop().time()
         for host, port in hosts:
             addresses = await self._resolver.addresses(host, ruled=bool(delivery.route.targets))
             if not isinstance(addresses, list):
                 faults.append(addresses)
                 continue
             for address in addresses[: MAX_HOPS - tried]:
+                if delivery.has_next and asyncio.get_running_loop().time() - began > PATIENCE:
+                    break
                 tried += 1
                 hop = Hop(host=host, address=address, port=port, tls=delivery.route.tls)
                 try:
@@ -57,12 +63,14 @@ class SmtpTransport:
                         return dict.fromkeys(recipients, faults[-1])
                 else:
                     return {recipient: classify(replies[recipient]) for recipient in recipients}
-        return dict.fromkeys(recipients, _mildest(faults))
+        fault = _mildest(faults)
+        # No host has answered for the message or may have taken it: the next target cannot get it a second time.
+        return dict.fromkeys(recipients, Unsuited(fault.reply) if delivery.has_next else fault)
 
     async def _hosts(self, delivery: Delivery) -> list[tuple[str, int]] | Deferred | Failed:
         """Return hosts and ports in order. A rule's host is used as it is; without a rule the domain's MX decide."""
         if delivery.route.targets:
-            targets = [Target.parse(text) for text in delivery.route.targets]
+            targets = [Target.parse(text) for text in delivery.aims]
             return [(each.host, each.smtp_port or self._smtp_port) for each in targets]
         hosts = await self._resolver.mail_hosts(delivery.domain)
         return [(host, self._smtp_port) for host in hosts] if isinstance(hosts, list) else hosts

@@ -47,6 +47,8 @@ CREATE INDEX dns_overrides_ends ON dns_overrides (expires_at) WHERE expires_at I
 -- When the change of the applied version was made: a database that lost commits and took others counts to the same
 -- numbers, but not at the same times. NULL: there was no change yet, or an older router wrote the row.
 ALTER TABLE routers ADD COLUMN mark timestamptz;
+-- A router whose queue of events has its name can be fenced off; an older one cannot, and is waited for.
+ALTER TABLE routers ADD COLUMN own_queue boolean NOT NULL DEFAULT false;
 """
 
 
@@ -60,4 +62,4 @@ def downgrade() -> None:
     """Go back; nothing is lost but the marks."""
     op.execute("DROP INDEX dns_overrides_ends")
     op.execute("DROP FUNCTION dns_overrides_one_writer CASCADE")
-    op.execute("ALTER TABLE routers DROP COLUMN mark")
+    op.execute("ALTER TABLE routers DROP COLUMN mark, DROP COLUMN own_queue")

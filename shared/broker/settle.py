@@ -113,14 +113,14 @@ class Settler:
             case FallBack(reply):
                 await self._publisher.delivery(topology.SMTP, part.but(quick=0, reply=reply), message)
             case NextTarget(reply):
-                onward = part.but(target=part.target + 1, quick=0, reply=reply)
-                await self._publisher.delivery(topology.HTTPS, onward, message)
+                await self._publisher.delivery(topology.HTTPS, part.at_next_target().but(reply=reply), message)
             case RetryAt(at, reply, quick=True):
                 await self.park(part.but(quick=part.quick + 1, reply=reply), message, at)
             case RetryAt(at, reply, warn=warn):
-                # Every attempt begins at the first target: the operator wants the mail there once it is up again.
+                # With `quick=0` the router gives it the whole route again: every attempt begins at the first target,
+                # where the operator wants the mail once it is up again.
                 warned = part.warned or warn
-                later = part.but(attempts=part.attempts + 1, target=0, quick=0, reply=reply, warned=warned)
+                later = part.but(attempts=part.attempts + 1, quick=0, reply=reply, warned=warned)
                 await self.park(later, message, at)
                 if warn:
                     await self._warn(part, message, verdict)

@@ -307,7 +307,9 @@ def _judge(rule: Rule, target: Target, https: HttpsFound | None, smtp: SmtpFound
         warnings.append(f"{host} does not say yet whether it takes mail for {key}: {smtp.detail}")
     if https and https.speaks is None:
         warnings.append(f"mail for {key} may have to wait, as {target} is not well over HTTPS: {https.detail}")
-    usable = (by_https or by_smtp) and not (smtp and smtp.accepts is False)
+    # That one domain is refused says little of all others, and no domain stands for them.
+    black_hole = smtp is not None and smtp.accepts is False and key != ANY
+    usable = (by_https or by_smtp) and not black_hole
     return Found(target=str(target), https=https, smtp=smtp, warnings=warnings, usable=usable)
 
 

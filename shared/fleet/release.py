@@ -21,6 +21,7 @@ from shared.store.routers import Router, Routers
 
 WAIT = 10.0  # seconds, by default
 _PATIENCE = 3.0  # seconds for an answer of the broker; one that is short of memory or disk answers no publisher
+_NAMED = 5  # gone routers that the sentence names
 _LOOK = 0.004  # seconds between two looks at the routers at first; then it grows to ten times that
 
 
@@ -55,6 +56,8 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.late:
             text += f"; not applied in time by {', '.join(self.late)}, which may still route by older rules"
+        if self.gone:
+            text += f"; passed over, since gone: {', '.join(self.gone[:_NAMED])}{' ...' * (len(self.gone) > _NAMED)}"
         if self.broker_away:
             text += f"; the reload event could not be published ({self.broker_away})"
         return text
@@ -119,7 +122,7 @@ async def _gone(silent: list[Router], publisher: Publisher) -> list[str]:
             return [
                 each.name
                 for each in silent
-                if not each.live and await publisher.fence(topology.reload_queue(each.name))
+                if not each.live and each.own_queue and await publisher.fence(topology.reload_queue(each.name))
             ]
     except (BrokerUnavailable, TimeoutError):
         return []

@@ -51,9 +51,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         envelope: The envelope, with the recipients of this delivery only.
         domain: The recipients' domain, normalised.
-        route: Where the router sends it.
+        route: Where the router sends it; within an attempt its targets are those whose turn is still to end.
         attempts: How often its transports have been through with it; 0 before the first attempt.
-        target: Which of the route's targets is being tried, from 0; one beyond the last counts as the last.
         quick: How often HTTPS was told "later" by this target in the current attempt.
         warned: The sender has been told that it is late.
         retry_at: Not before this time, UTC; None when it is due.
@@ -64,7 +63,6 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     domain: str
     route: Route
     attempts: int = 0
-    target: int = 0
     quick: int = 0
     warned: bool = False
     retry_at: datetime | None = None
@@ -78,14 +76,12 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def aims(self) -> tuple[str, ...]:
         """The targets that a transport goes through now: with `auto` only one, so that SMTP has its turn there too."""
-        targets = self.route.targets
-        first = max(0, min(self.target, len(targets) - 1))
-        return targets[first : first + 1] if self.route.transport == "auto" else targets[first:]
+        return self.route.targets[:1] if self.route.transport == "auto" else self.route.targets
 
     @property
     def has_next(self) -> bool:
         """Say whether another target has its turn when neither transport gets through to this one."""
-        return self.route.transport == "auto" and self.target + 1 < len(self.route.targets)
+        return self.route.transport == "auto" and len(self.route.targets) > 1
 
     def only(self, recipients: tuple[str, ...]) -> Self:
         """Return the same delivery for some of its recipients."""
@@ -96,11 +92,27 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def rerouted(self, route: Route) -> Self:
         """Return the same delivery on the route that the rules of this moment give it.
 
-        It goes on at the same target while the targets are the same. A quick try that began at the first one again
-        would come by each target with a fresh count of quick tries, and so go round without ever ending an attempt.
+        A quick try keeps the rest of its targets while the rule still ends with them. One that began at the first
+        target again would come by each with a fresh count of quick tries, and so go round without ending an attempt.
         """
-        same = (route.targets, route.transport) == (self.route.targets, self.route.transport)
-        return self.but(route=route, target=self.target if same else 0)
+        rest = self.route.targets
+        if (
+            self.quick > 0
+            and 0 < len(rest) < len(route.targets)
+            and route.targets[-len(rest) :] == rest
+            and (route.key, route.transport, route.tls) == (self.route.key, self.route.transport, self.route.tls)
+        ):
+            route = msgspec.structs.replace(route, targets=rest)
+        return self.but(route=route)
+
+    def at_next_target(self) -> Self:
+        """Return the same attempt at the next target, which there must be (`has_next`).
+
+        The route loses the target that had its turn. A field for the progress would be dropped by workers of an older
+        release, and the delivery would go round for ever.
+        """
+        route = msgspec.structs.replace(self.route, targets=self.route.targets[1:])
+        return self.but(route=route, quick=0)
 
     def but(self, **changes: object) -> Self:
         """Return the same delivery with some fields changed."""

@@ -16,6 +16,7 @@ Tls = Literal["verify", "encrypt", "none"]
 _HOST_PORT = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]+)(?::(?P<port>[0-9]{1,5}))?")
 _UNSAFE = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
 MAX_PORT = 65_535
+MAX_TARGETS = 10  # of one rule
 
 
 class TargetError(ValueError):
@@ -136,6 +137,8 @@ def parse_targets(text: str) -> tuple[Target, ...]:
         raise TargetError("the target is empty: name a host, an IP address or an https:// URL")
     if not all(parts):
         raise TargetError(f"{text!r} has an empty target between its commas")
+    if len(parts) > MAX_TARGETS:
+        raise TargetError(f"{len(parts)} targets are too many: a rule names at most {MAX_TARGETS}")
     targets = tuple(Target.parse(part) for part in parts)
     if len(set(targets)) != len(targets):
         raise TargetError(f"{text!r} names the same target twice")

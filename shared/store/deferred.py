@@ -41,6 +41,7 @@ class DomainTotal(msgspec.Struct, frozen=True, kw_only=True):
     next_attempt_at: datetime
 
 
+_SUFFIXES = 1_000  # wildcard keys told apart when waiting mail is flushed
 _COLUMNS = ", ".join(Waiting.__struct_fields__)
 _SELECTED = """
     (%(domain)s::text IS NULL OR domain = %(domain)s)
@@ -165,14 +166,18 @@ class Deferred:
         exact = [key for key in keys if not key.startswith("*")]
         below = [key[1:] for key in keys if key.startswith("*.")]
         async with self._pool.transaction() as connection:
+            # Rows that a scheduler has in hand are due already, and locked until the broker has confirmed them.
             cursor = await connection.execute(
                 """
-                UPDATE deferred SET next_attempt_at = %(now)s WHERE next_attempt_at > %(now)s AND (
-                    %(all)s OR domain = ANY(%(exact)s)
-                    OR EXISTS (SELECT FROM unnest(%(below)s::text[]) AS s WHERE right(domain, length(s)) = s)
-                )
+                UPDATE deferred SET next_attempt_at = %(now)s WHERE id = ANY(ARRAY(
+                    SELECT id FROM deferred WHERE next_attempt_at > %(now)s AND (
+                        %(all)s OR domain = ANY(%(exact)s)
+                        OR EXISTS (SELECT FROM unnest(%(below)s::text[]) AS s WHERE right(domain, length(s)) = s)
+                    ) FOR UPDATE SKIP LOCKED
+                ))
                 """,
-                {"now": now, "all": ANY in keys, "exact": exact, "below": below},
+                # Each row is compared with each suffix: very many are not worth telling apart.
+                {"now": now, "all": ANY in keys or len(below) > _SUFFIXES, "exact": exact, "below": below[:_SUFFIXES]},
             )
             return cursor.rowcount
 

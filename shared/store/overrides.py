@@ -281,6 +281,8 @@ class Overrides:
     @contextlib.asynccontextmanager
     async def _writing(self, actor: str, action: str = "") -> AsyncIterator[Connection]:
         async with self._pool.transaction(patience=_LONG) as connection:
+            # A writer that was suspended, say with Ctrl-Z, must not keep all others waiting.
+            await connection.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
             # One writer at a time: what was checked still holds when it is written.
             await connection.execute(
                 "SELECT set_config('pushpush.actor', %s, true), set_config('pushpush.action', %s, true) "

@@ -10,6 +10,7 @@ from shared.mail.rulebook import Building, Rulebook
 from shared.store.pool import Connection, Pool
 
 LOADING = 300.0  # seconds for reading every rule
+_LARGE = 10_000  # changes; more are read as the whole rulebook, in pieces, or they would stop the loop for seconds
 _PIECE = 10_000  # rules read at once, so that the loop turns in between and the memory stays small
 
 _decode = msgspec.json.Decoder(Rule).decode
@@ -21,11 +22,12 @@ _PLAIN = "transport = 'auto' AND tls IS NULL AND share IS NULL"
 _DELTA = """
     SELECT r.released,
            (SELECT max(at) FROM dns_override_changes WHERE version = %(version)s),
-           (SELECT max(at) FROM dns_override_changes WHERE version = r.released),
+           (SELECT max(at) FROM dns_override_changes WHERE version = (SELECT released FROM rulebook)),
            c.lookup_key, c.after::text
     FROM rulebook r
     LEFT JOIN dns_override_changes c ON c.version > %(version)s AND c.version <= r.released
     ORDER BY c.version
+    LIMIT %(limit)s
 """
 
 
@@ -78,13 +80,15 @@ class Rulebooks:
             StoreUnavailable: The changes could not be read.
         """
         async with self._pool.statement() as connection:
-            cursor = await connection.execute(_DELTA, {"version": book.version})
+            cursor = await connection.execute(_DELTA, {"version": book.version, "limit": _LARGE + 1})
             rows = await cursor.fetchall()
         released, then, mark = rows[0][:3]
         if released < book.version or then != book.mark:
             raise OtherHistoryError
         if released == book.version:
             return book
+        if len(rows) > _LARGE:
+            return await self.rulebook()
         changes = {key: None if after is None else read_rule(after) for *_, key, after in rows if key is not None}
         return book.changed(changes, released, mark)
 

@@ -17,6 +17,7 @@ from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, N
 from shared.mail.envelope import Delivery
 from shared.mail.reply import Reply
 from shared.mail.retry import Schedule, parse_waits
+from shared.mail.route import Route
 from shared.runtime.errors import BrokerUnavailable
 from shared.store.deferred import Deferred
 from shared.store.pool import Pool
@@ -133,21 +134,24 @@ class TestVerdicts:
         self, settler: Settler, deferred: Deferred, queues: Queues
     ) -> None:
         """The same attempt goes on at the next target, with the whole message and only there."""
-        await settle(settler, delivery(attempts=2, target=1, quick=2), NextTarget(LATER))
-        assert (delivery(attempts=2, target=2, reply=LATER), MESSAGE) == await queues.delivery(topology.HTTPS)
+        route = Route(version=1, key="a.example", targets=("b.example", "c.example", "d.example"))
+        left = Route(version=1, key="a.example", targets=("c.example", "d.example"))
+        await settle(settler, delivery(attempts=2, quick=2, route=route), NextTarget(LATER))
+        assert (delivery(attempts=2, reply=LATER, route=left), MESSAGE) == await queues.delivery(topology.HTTPS)
         assert ({}, []) == (await depths(queues), await waits(deferred))
 
     async def test_falling_back_and_quick_tries_stay_at_their_target(
         self, settler: Settler, deferred: Deferred, queues: Queues
     ) -> None:
-        """It is the same attempt; a retry is the next one, and begins at the first target."""
-        part = delivery(target=1)
+        """It is the same attempt; a retry is the next one, and the router has it begin at the first target."""
+        rule = Route(version=1, key="a.example", targets=("b.example", "c.example"))
+        part = delivery(route=rule).at_next_target()
         await settle(settler, part, FallBack(LATER))
         assert (part.but(reply=LATER), MESSAGE) == await queues.delivery(topology.SMTP)
         await settle(settler, part, RetryAt(AT, LATER, quick=True))
         await settle(settler, part, RetryAt(AT, LATER))
-        assert [(1, 0, 1), (0, 1, 0)] == [
-            (each.target, each.attempts, each.quick) for each, _, _ in await waits(deferred)
+        assert [(("c.example",), 0, 1), (("b.example", "c.example"), 1, 0)] == [
+            (each.rerouted(rule).route.targets, each.attempts, each.quick) for each, _, _ in await waits(deferred)
         ]
 
     async def test_a_stored_body_does_not_travel(self, settler: Settler, deferred: Deferred, queues: Queues) -> None:

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
 
+import msgspec
 import pytest
 
 from shared.broker import topology
@@ -16,6 +17,7 @@ from shared.broker.settle import Settler
 from shared.delivery.actor import Actor, Deliver
 from shared.mail import codec
 from shared.mail.envelope import Delivery
+from shared.mail.outcome import Outcome
 from shared.mail.retry import Schedule, parse_waits
 from shared.mail.route import Route, Transport
 from shared.mail.rule import make_rule
@@ -39,18 +41,43 @@ SCHEDULE = Schedule(waits=parse_waits("1m"), quick=parse_waits("2s,10s"))
 B, C = "127.0.0.2", "127.0.0.3"  # the hosts of the two targets; both speak SMTP, or not, on one port
 
 
+class OldHttps:
+    """The https transport of the previous release: it goes through all the targets it is given, also with `auto`."""
+
+    def __init__(self, now: Deliver) -> None:
+        self._now = now
+
+    async def deliver(self, delivery: Delivery, message: bytes) -> Mapping[str, Outcome]:
+        """With a route for HTTPS alone the transport of today does just that."""
+        route = msgspec.structs.replace(delivery.route, transport="https")
+        return await self._now.deliver(delivery.but(route=route), message)
+
+
 class Workers:
     """Both delivery workers, one job at a time."""
 
     def __init__(
-        self, queues: Queues, pool: Pool, actors: Mapping[str, Actor], smtp_port: int, https_port: int
+        self,
+        queues: Queues,
+        pool: Pool,
+        actors: Mapping[str, Actor],
+        *,
+        old_https: Actor,
+        smtp_port: int,
+        https_port: int,
     ) -> None:
         self.queues = queues
         self.deferred = Deferred(pool)
         self.smtp_port = smtp_port
         self.https_port = https_port
         self.jobs: list[tuple[str, int]] = []
-        self._actors = actors
+        self.targets = tuple(f"http://{host}:{https_port}/mxdeliv" for host in (B, C))
+        self._actors = dict(actors)
+        self._old_https = old_https
+
+    def old_https(self) -> None:
+        """Put the https worker of the previous release in the place of today's."""
+        self._actors[topology.HTTPS] = self._old_https
 
     async def deliver(self, part: Delivery, *, first: str = topology.HTTPS) -> list[tuple[str, int]]:
         """Hand in a delivery; return the queues and targets it went through until none has it any more."""
@@ -64,15 +91,28 @@ class Workers:
         for name, actor in self._actors.items():
             if await self.queues.depth(name):
                 body = (await self.queues.take(name)).body
-                self.jobs.append((name.removeprefix("deliver."), codec.decode(body)[0].target))
+                self.jobs.append((name.removeprefix("deliver."), self._turn(codec.decode(body)[0])))
                 await actor(Job(body=body, message_id="", stale=lambda: False))
                 return True
         return False
 
+    def _turn(self, part: Delivery) -> int:
+        """Return which of the rule's targets has its turn, from 0."""
+        return self.delivery().route.targets.index(part.route.targets[0])
+
     async def waiting(self) -> list[Delivery]:
-        """Return what waits for its next attempt."""
+        """Return what waits for its next attempt, on the route that the router will give it."""
         found = [await self.deferred.message(each.id) for each in await self.deferred.matching()]
-        return [whole[0] for whole in found if whole is not None]
+        rule = self.delivery().route
+        return [
+            whole[0].rerouted(msgspec.structs.replace(rule, transport=whole[0].route.transport))
+            for whole in found
+            if whole is not None
+        ]
+
+    def turns(self, *parts: Delivery) -> list[tuple[int, int]]:
+        """Return at which target each begins, and after how many attempts."""
+        return [(self._turn(each), each.attempts) for each in parts]
 
     def smtp(self, host: str, *behaviours: Behaviour) -> ScriptedSmtpPeer:
         """Return a host that speaks SMTP."""
@@ -83,11 +123,9 @@ class Workers:
         return MxdelivPeer(host=host, port=self.https_port, answer=answer)
 
     def delivery(self, *rcpt_to: str, transport: Transport = "auto", **fields: object) -> Delivery:
-        """Return a delivery on a rule for B and then C."""
-        targets = (f"http://{B}:{self.https_port}/mxdeliv", f"http://{C}:{self.https_port}/mxdeliv")
-        return delivery(
-            *rcpt_to, route=Route(version=1, key="a.example", targets=targets, transport=transport), **fields
-        )
+        """Return a delivery on a rule for B and then C, or for other `targets`."""
+        route = Route(version=1, key="a.example", targets=self.targets, transport=transport)
+        return delivery(*rcpt_to, route=route, **fields)
 
 
 @pytest.fixture
@@ -117,11 +155,13 @@ async def workers(publisher: Publisher, pool: Pool, queues: Queues) -> AsyncIter
                 dice=lambda: 0.0,
             )
 
+        https = await stack.enter_async_context(open_https(settings))
         actors = {
-            topology.HTTPS: actor("https", await stack.enter_async_context(open_https(settings))),
+            topology.HTTPS: actor("https", https),
             topology.SMTP: actor("smtp", await stack.enter_async_context(open_smtp(settings))),
         }
-        yield Workers(queues, pool, actors, smtp_port, https_port)
+        old = actor("https", OldHttps(https))
+        yield Workers(queues, pool, actors, old_https=old, smtp_port=smtp_port, https_port=https_port)
 
 
 async def test_a_dead_target_is_passed_over(workers: Workers) -> None:
@@ -175,7 +215,7 @@ async def test_what_the_first_target_may_have_taken_is_not_given_to_the_second(w
     async with workers.smtp(B, Behaviour(hang_up_at=verb)), workers.mxdeliv(C) as c:
         await workers.deliver(workers.delivery())
         assert 0 == c.connections
-    assert [(0, 1)] == [(each.target, each.attempts) for each in await workers.waiting()]
+    assert [(0, 1)] == workers.turns(*await workers.waiting())
 
 
 async def test_each_recipient_has_its_own_end(workers: Workers, queues: Queues) -> None:
@@ -207,7 +247,7 @@ async def test_when_all_are_dead_it_waits_once_and_begins_at_the_first_again(wor
     """One attempt over four ways; at the next one B is up again, and gets it."""
     await workers.deliver(workers.delivery("b@a.example", "c@a.example"))
     [waiting] = await workers.waiting()
-    assert (0, 1, ("b@a.example", "c@a.example")) == (waiting.target, waiting.attempts, waiting.envelope.rcpt_to)
+    assert ([(0, 1)], ("b@a.example", "c@a.example")) == (workers.turns(waiting), waiting.envelope.rcpt_to)
     assert waiting.reply is not None
     assert C in waiting.reply.text
     async with workers.mxdeliv(B) as b, workers.mxdeliv(C) as c:
@@ -215,14 +255,24 @@ async def test_when_all_are_dead_it_waits_once_and_begins_at_the_first_again(wor
         assert (1, 0) == (len(b.received), c.connections)
 
 
-@pytest.mark.parametrize("target", [2, 99])
-async def test_an_index_that_the_rule_no_longer_has_is_the_last_target(workers: Workers, target: int) -> None:
-    """Nothing breaks and nothing goes round."""
-    assert [("https", target), ("smtp", target)] == await workers.deliver(workers.delivery(target=target))
-    assert [(0, 1)] == [(each.target, each.attempts) for each in await workers.waiting()]
-    async with workers.mxdeliv(C) as c:
-        await workers.deliver(workers.delivery(target=target))
-        assert 1 == len(c.received)
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+async def test_beside_https_workers_of_the_previous_release_an_attempt_ends(workers: Workers, number: int) -> None:
+    """In a rolling deploy or a partial rollback: all targets are down, and nothing goes round."""
+    workers.old_https()
+    hosts = [f"127.0.0.{2 + each}" for each in range(number)]
+    workers.targets = tuple(f"http://{host}:{workers.https_port}/mxdeliv" for host in hosts)
+    way = await workers.deliver(workers.delivery())
+    assert [(by, turn) for turn in range(number) for by in ("https", "smtp")] == way
+    assert [(0, 1)] == workers.turns(*await workers.waiting())
+
+
+async def test_beside_https_workers_of_the_previous_release_mail_arrives_once(workers: Workers) -> None:
+    """They ask C by HTTPS before B was asked by SMTP, as they always did; nobody gets it twice."""
+    workers.old_https()
+    async with workers.smtp(B) as b, workers.smtp(C) as c:
+        assert [("https", 0), ("smtp", 0)] == await workers.deliver(workers.delivery())
+        assert (1, 0) == (len(b.received), c.connections)
+    assert [] == await workers.waiting()
 
 
 async def test_the_router_leaves_a_quick_try_at_its_target(
@@ -244,7 +294,7 @@ async def test_the_router_leaves_a_quick_try_at_its_target(
             part, _ = await queues.delivery(topology.HTTPS)
         assert 3 == len(c.refused)
     assert [("https", 0), ("smtp", 0), ("https", 1), ("https", 1), ("https", 1), ("smtp", 1)] == way
-    assert (0, 0, 1) == (part.target, part.quick, part.attempts)
+    assert ([(0, 1)], 0) == (workers.turns(part), part.quick)
 
 
 async def wake(workers: Workers, queues: Queues) -> None:

@@ -222,11 +222,17 @@ class TestSmtp:
         assert warning.startswith(f"{HOST} refuses mail for a.example ({RELAYING}): it seems to take mail for its own")
         assert (https, False) == ("black hole" in warning, found.usable)
 
-    async def test_a_refused_wildcard_names_the_address(self, room: Room) -> None:
-        """The refusal may be of the made-up name only."""
+    @pytest.mark.parametrize(
+        ("key", "asked", "usable"),
+        [("*", "example.org", True), ("*.a.example", "pushpush-probe.a.example", False)],
+    )
+    async def test_a_refused_wildcard_names_the_address(self, room: Room, key: str, asked: str, usable: bool) -> None:
+        """The refusal may be of the made-up name only; for `*` it says little of all other domains, and only warns."""
         await room.smtp(Behaviour(replies={"RCPT": RELAYING}))
-        [warning] = (await room.one(key="*")).warnings
-        assert f"refuses mail for * (postmaster@example.org: {RELAYING})" in warning
+        found = await room.one(key=key)
+        [warning] = found.warnings
+        assert f"refuses mail for {key} (postmaster@{asked}: {RELAYING})" in warning
+        assert usable == found.usable
 
     @pytest.mark.parametrize(
         ("behaviour", "detail"),

@@ -90,8 +90,14 @@ async def test_it_begins_when_the_store_comes(
         assert (delivery(), MESSAGE) == await queues.delivery(topology.REROUTE, within=15)
 
 
-async def test_what_is_over_is_pruned(settings: Settings, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bodies a month older than any delivery can be, and routers gone for a day, are deleted; others stay."""
+async def test_what_is_over_is_pruned(
+    settings: Settings, pool: Pool, queues: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bodies a month older than any delivery can be, and routers that are gone, are deleted; others stay.
+
+    A router that has long been silent, but has its connection, may be routing: whoever forgot it would confirm changes
+    that it has not applied.
+    """
     monkeypatch.setattr("workers.scheduler.__main__.PRUNE", 0.2)
     async with pool.transaction() as connection:
         await connection.execute(
@@ -99,12 +105,14 @@ async def test_what_is_over_is_pruned(settings: Settings, pool: Pool, monkeypatc
             "('young', 'x', now() - interval '34 days 23 hours')"
         )
         await connection.execute(
-            "INSERT INTO routers (name, seen_at) "
-            "VALUES ('gone', now() - interval '25 hours'), ('silent', now() - interval '1 hour')"
+            "INSERT INTO routers (name, own_queue, seen_at) VALUES ('gone', true, now() - interval '61 minutes'), "
+            "('young', true, now() - interval '59 minutes'), ('cut off', true, now() - interval '2 days'), "
+            "('of old', false, now() - interval '25 hours'), ('of old, young', false, now() - interval '23 hours')"
         )
+    await queues.channel.declare_queue(topology.reload_queue("cut off"), exclusive=True)
 
     async def pruned() -> bool:
-        return [each.name for each in await Routers(pool).all()] == ["silent"]
+        return [each.name for each in await Routers(pool).all()] == ["cut off", "of old, young", "young"]
 
     async with running(settings):
         await until(pruned)

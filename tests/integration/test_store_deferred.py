@@ -231,7 +231,8 @@ class TestRouters:
                 "UPDATE routers SET seen_at = now() - make_interval(secs => %s) WHERE name = 'r1'", (LIVE + 1,)
             )
         assert [False, True] == [each.live for each in await routers.all()]
-        assert 0 == await routers.forget(silent_for=LIVE + 10)
-        assert 1 == await routers.forget(silent_for=LIVE)
+        assert ["r1"] == await routers.silent(seconds=LIVE)
+        assert not await routers.forget("r1", silent_for=LIVE + 10)
+        assert await routers.forget("r1", silent_for=LIVE)
         await routers.leave("r2")
         assert [] == await routers.all()

@@ -213,3 +213,17 @@ class TestReleasing:
                 assert fresh == contents(await rulebooks.changed_since(book))
             books.append(await rulebooks.changed_since(books[-1]))
         assert books[-1].version == (await overrides.versions()).released
+
+    @pytest.mark.parametrize("count", [3_000, 30_000])
+    async def test_a_large_change_is_a_delta_like_any_other(
+        self, overrides: Overrides, rulebooks: Rulebooks, count: int
+    ) -> None:
+        """An import of many rules reaches a router in moments, and brings it to where a fresh load would."""
+        book = await rulebooks.rulebook()
+        edits = {f"k{n}.example": make_rule(f"k{n}.example", "t.example") for n in range(count)}
+        saved = await overrides.apply(edits, actor="ann", release=True)
+        async with asyncio.timeout(5):  # a plan that looks at every row for each row takes minutes
+            after = await rulebooks.changed_since(book)
+        assert (saved.version, count) == (after.version, after.size)
+        assert ("t.example",) == after.route(f"k{count - 1}.example", "m1").targets
+        assert after is await rulebooks.changed_since(after)

@@ -103,7 +103,6 @@ deliveries = st.builds(
     domain=domains,
     route=routes,
     attempts=st.integers(0, 10_000),
-    target=st.integers(0, 4),
     quick=st.integers(0, 10),
     warned=st.booleans(),
     retry_at=st.none() | times,

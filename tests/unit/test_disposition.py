@@ -36,7 +36,6 @@ def delivery(
     mail_from: str = "alice@a.example",
     notify: str | None = None,
     attempts: int = 0,
-    target: int = 0,
     targets: tuple[str, ...] = ("c.example",),
     quick: int = 0,
     warned: bool = False,
@@ -49,7 +48,6 @@ def delivery(
         domain="b.example",
         route=Route(version=1, key="b.example", targets=targets, transport=transport),
         attempts=attempts,
-        target=target,
         quick=quick,
         warned=warned,
     )
@@ -113,26 +111,14 @@ def test_without_another_transport_it_waits(outcome: Outcome, transport: Transpo
     assert expected == decided(delivery(transport=transport), outcome, by=by)
 
 
-@pytest.mark.parametrize(
-    ("targets", "target", "moves"),
-    [
-        (2, 0, True),
-        (2, 1, False),
-        (3, 1, True),
-        (3, 2, False),
-        (1, 0, False),
-        (0, 0, False),
-        (2, 2, False),
-        (2, 9, False),
-    ],
-)
+@pytest.mark.parametrize(("targets", "moves"), [(3, True), (2, True), (1, False), (0, False)])
 @pytest.mark.parametrize("now", [SOON, TOO_LATE])
 def test_the_next_target_has_its_turn_when_smtp_cannot_be_spoken_at_this_one(
-    targets: int, target: int, moves: bool, now: datetime
+    targets: int, moves: bool, now: datetime
 ) -> None:
-    """At once, also as the last chance; after the last target, or one that a rule no longer has, it waits."""
+    """At once, also as the last chance; after the last target it waits."""
     hosts = tuple(f"c{number}.example" for number in range(targets))
-    one = delivery(targets=hosts, target=target)
+    one = delivery(targets=hosts)
     verdict = decided(one, Unsuited(NOT_THERE), now=now)
     waits = Bounce(NOT_THERE, expired=True) if now == TOO_LATE else RetryAt(now + WAIT, NOT_THERE)
     assert verdict == (NextTarget(NOT_THERE) if moves else waits)
@@ -160,57 +146,91 @@ def test_with_one_transport_its_worker_goes_through_all_targets(by: By) -> None:
 
 
 @pytest.mark.parametrize(
-    ("transport", "target", "aims", "has_next"),
+    ("transport", "left", "aims", "has_next"),
     [
-        ("auto", 0, ("b.example",), True),
-        ("auto", 1, ("c.example",), False),
-        ("auto", 2, ("c.example",), False),
-        ("auto", -9, ("b.example",), True),
-        ("https", 0, ("b.example", "c.example"), False),
-        ("https", 1, ("c.example",), False),
-        ("smtp", 0, ("b.example", "c.example"), False),
-        ("smtp", 99, ("c.example",), False),
+        ("auto", ("b.example", "c.example"), ("b.example",), True),
+        ("auto", ("c.example",), ("c.example",), False),
+        ("https", ("b.example", "c.example"), ("b.example", "c.example"), False),
+        ("https", ("c.example",), ("c.example",), False),
+        ("smtp", ("b.example", "c.example"), ("b.example", "c.example"), False),
+        ("auto", (), (), False),
+        ("smtp", (), (), False),
     ],
 )
 def test_which_targets_have_their_turn(
-    transport: Transport, target: int, aims: tuple[str, ...], has_next: bool
+    transport: Transport, left: tuple[str, ...], aims: tuple[str, ...], has_next: bool
 ) -> None:
-    """There is always one while the route has any, whatever the index is."""
-    one = delivery(targets=("b.example", "c.example"), transport=transport, target=target)
+    """There is always one while the route has any."""
+    one = delivery(targets=left, transport=transport)
     assert (aims, has_next) == (one.aims, one.has_next)
-    assert () == delivery(targets=(), transport=transport, target=target).aims
 
 
-def test_a_quick_try_goes_on_at_its_target_unless_the_rule_changed() -> None:
-    """The index says nothing of other targets: then the first one has its turn."""
-    one = delivery(targets=("b.example", "c.example"), target=1, quick=1)
-    same = Route(version=2, key="*", targets=("b.example", "c.example"))
-    assert one.but(route=same) == one.rerouted(same)
-    for changed in (
+def test_the_next_target_has_its_turn_with_all_quick_tries() -> None:
+    """It is the same attempt, on what is left of the same route."""
+    one = delivery(targets=("b.example", "c.example", "d.example"), attempts=2, quick=2, warned=True)
+    left = delivery(targets=("c.example", "d.example"), attempts=2, warned=True)
+    assert left == one.at_next_target()
+    assert ("d.example",) == left.at_next_target().route.targets
+
+
+ALL = ("b.example", "c.example", "d.example")
+
+
+@pytest.mark.parametrize("rest", [ALL[1:], ALL[2:], ALL])
+def test_a_quick_try_goes_on_at_its_target(rest: tuple[str, ...]) -> None:
+    """On the rule of this moment, of which it has the rest still to do."""
+    now = Route(version=2, key="b.example", targets=ALL)
+    one = delivery(targets=rest, quick=1)
+    assert one.but(route=Route(version=2, key="b.example", targets=rest)) == one.rerouted(now)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
         Route(version=2),
-        Route(version=2, key="*", targets=("c.example", "b.example")),
-        Route(version=2, key="*", targets=("b.example", "c.example"), transport="https"),
-    ):
-        assert one.but(route=changed, target=0) == one.rerouted(changed)
+        Route(version=2, key="b.example", targets=("d.example", "c.example")),
+        Route(version=2, key="b.example", targets=("b.example", "c.example", "d.example", "e.example")),
+        Route(version=2, key="b.example", targets=("d.example",)),
+        Route(version=2, key="*", targets=ALL),
+        Route(version=2, key="b.example", targets=ALL, transport="https"),
+        Route(version=2, key="b.example", targets=ALL, tls="none"),
+    ],
+)
+def test_a_quick_try_begins_at_the_first_target_of_a_rule_that_changed(changed: Route) -> None:
+    """What is left of the old rule says nothing of the new one."""
+    one = delivery(targets=ALL[1:], quick=1)
+    assert one.but(route=changed) == one.rerouted(changed)
+
+
+def test_only_a_quick_try_keeps_the_rest() -> None:
+    """A new attempt begins at the first target; so does mail that had no target, as a malformed rule leaves it."""
+    now = Route(version=2, key="b.example", targets=ALL)
+    for one in (delivery(targets=ALL[1:], attempts=1), delivery(targets=ALL[1:])):
+        assert one.but(route=now) == one.rerouted(now)
+    for key in ("", "b.example"):
+        one = delivery(quick=1).but(route=Route(version=1, key=key))
+        assert one.but(route=now) == one.rerouted(now)
 
 
 @given(st.lists(st.sampled_from([Deferred(LATER), Unsuited(NOT_THERE)]), min_size=16, max_size=16), st.integers(1, 4))
 def test_an_attempt_ends_after_each_target_had_its_turn(answers: list[Outcome], targets: int) -> None:
     """However the hosts answer: nothing goes round, a target that was left is left, and SMTP follows HTTPS."""
     one, by, way = delivery(targets=tuple(f"c{number}.example" for number in range(targets))), "https", []
+    rule = one.route
     for outcome in answers:
-        way.append((one.target, by))
+        way.append((one.aims, by))
         verdict = decided(one, outcome, by="https" if by == "https" else "smtp")
         match verdict:
             case FallBack():
                 by, one = "smtp", one.but(quick=0)
             case NextTarget():
-                by, one = "https", one.but(quick=0, target=one.target + 1)
+                by, one = "https", one.at_next_target()
             case RetryAt(quick=True):
-                one = one.but(quick=one.quick + 1).rerouted(one.route)
+                one = one.but(quick=one.quick + 1).rerouted(rule)
             case _:
                 assert isinstance(verdict, RetryAt)
                 assert way == sorted(way)
+                assert rule == one.but(attempts=1, quick=0).rerouted(rule).route
                 return
     raise AssertionError(f"it goes round: {way}")
 
@@ -331,5 +351,5 @@ def test_every_outcome_is_decided(one: Delivery, outcome: Outcome, by: By, age: 
         assert (by, one.route.transport) == ("https", "auto")
     if isinstance(verdict, NextTarget):
         assert (by, one.route.transport, type(outcome)) == ("smtp", "auto", Unsuited)
-        assert one.target + 1 < len(one.route.targets)
+        assert len(one.route.targets) > 1
     assert msgspec.json.encode(verdict)

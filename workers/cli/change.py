@@ -5,6 +5,7 @@ From the commit on nothing is undone: what fails then is told, and the rules sta
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -20,7 +21,7 @@ from shared.store.overrides import Overrides, Released, Saved
 from shared.store.pool import Pool
 from shared.store.routers import Routers
 from workers.cli import difference
-from workers.cli.frame import LATE, Fleet, Result, actor, counted
+from workers.cli.frame import LATE, Fleet, Refusal, Result, actor, counted
 
 Key = Annotated[
     str,
@@ -69,6 +70,8 @@ def how(
     Raises:
         Refusal: One of them is not acceptable.
     """
+    if not math.isfinite(timeout):
+        raise Refusal(f"{timeout} is no number of seconds to wait")
     return How(
         actor=actor(who),
         release=not no_reload,

@@ -3,7 +3,10 @@
 import asyncio
 import os
 import signal
+from collections.abc import Callable
+from typing import cast
 
+import aiormq
 import structlog
 from aio_pika import ExchangeType
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
@@ -15,6 +18,7 @@ from shared.broker.link import Link, close_quietly
 from shared.broker.publisher import Publisher
 from shared.broker.settle import Settler
 from shared.runtime import health, main
+from shared.runtime.chance import new_id
 from shared.runtime.errors import StoreUnavailable
 from shared.runtime.settings import Settings
 from shared.store.bodies import Bodies
@@ -37,9 +41,13 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
     state = health.Health("broker", "rules")
     pool = Pool(settings.database_url, name="router")
     rules = Rules()
-    name = f"{settings.instance}-{os.getpid()}"
+    name = f"{settings.instance}-{os.getpid()}-{new_id()[:6]}"  # in containers every process has the same pid
     reloader = Reloader(rules, Rulebooks(pool), Overrides(pool), Routers(pool), name=name, health=state)
     consumers: list[Consumer] = []
+    ears: list[tuple[aiormq.Channel, str]] = []  # channel and consumer tag of the events
+
+    def deaf() -> bool:
+        return any(each.deaf for each in consumers) or any(tag not in channel.consumers for channel, tag in ears)
 
     async def on_up(connection: AbstractConnection) -> None:
         # The event queue comes first: a release after this moment is heard, one before it is read by on_connect.
@@ -47,7 +55,8 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
         channel.close_callbacks.add(lambda *_: asyncio.ensure_future(close_quietly(connection)))
         exchange = await channel.declare_exchange(topology.RELOAD, ExchangeType.FANOUT, durable=True)
         await events.bind(exchange)
-        await events.consume(reloader.on_event, no_ack=True)
+        tag = await events.consume(reloader.on_event, no_ack=True)
+        ears[:] = [(cast("aiormq.Channel", await channel.get_underlay_channel()), tag)]
         await reloader.on_connect()
         for consumer in consumers:
             await consumer.start(connection)
@@ -72,7 +81,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.on_signal)
     try:
         async with main.background(main.pulse(state)):
-            await _serve(link, reloader, consumers, stop)
+            await _serve(link, reloader, consumers, deaf, stop)
     finally:
         stop_serving()
         await pool.close()
@@ -92,7 +101,7 @@ async def _event_queue(
     queue = topology.reload_queue(name)
     channel = await connection.channel()
     try:
-        return channel, await channel.declare_queue(queue, exclusive=True, auto_delete=True)
+        return channel, await channel.declare_queue(queue, exclusive=True)
     except ChannelLockedResource:
         log.info("a change was confirmed while this router was away, reading the rules")
     try:
@@ -103,25 +112,27 @@ async def _event_queue(
         ) from error
     channel = await connection.channel()
     await channel.queue_delete(queue)
-    return channel, await channel.declare_queue(queue, exclusive=True, auto_delete=True)
+    return channel, await channel.declare_queue(queue, exclusive=True)
 
 
-async def _serve(link: Link, reloader: Reloader, consumers: list[Consumer], stop: asyncio.Event) -> None:
+async def _serve(
+    link: Link, reloader: Reloader, consumers: list[Consumer], deaf: Callable[[], bool], stop: asyncio.Event
+) -> None:
     """Load the rules, and only then connect and consume; at the end drain, and only then sign out."""
     if not await main.done_before(stop, reloader.start()):
         return
-    async with main.background(reloader.beat(), reloader.keep(), _watch(link, consumers)), link:
+    async with main.background(reloader.beat(), reloader.keep(), _watch(link, deaf)), link:
         await stop.wait()
         for consumer in consumers:
             await consumer.drain()
     await reloader.leave()
 
 
-async def _watch(link: Link, consumers: list[Consumer]) -> None:
+async def _watch(link: Link, deaf: Callable[[], bool]) -> None:
     """Connect anew when the broker stopped giving us messages, as it does when a queue was deleted; never ends."""
     while True:
         await asyncio.sleep(1)
-        if link.is_up and any(each.deaf for each in consumers):
+        if link.is_up and deaf():
             log.warning("no longer attached to a queue, connecting anew")
             await link.reconnect()
 

@@ -21,7 +21,7 @@ from shared.mail.reply import Reply
 from shared.mail.route import Route
 from shared.runtime.chance import new_id
 from shared.runtime.clock import now
-from shared.runtime.errors import FleetError, StoreUnavailable
+from shared.runtime.errors import BrokerUnavailable, FleetError, StoreUnavailable
 from shared.store.bodies import Bodies
 from workers.router.plan import plan, refusal
 from workers.router.rules import Rules
@@ -80,6 +80,8 @@ class Handler:
             await self._refuse(envelope, message.body, reply, done)
             return
         envelope = await self._with_body_stored(envelope, message.body, own_id)
+        if message.lost:
+            raise BrokerUnavailable("the message is the broker's again, which hands it out anew")
         with self._rules.reading() as rules:
             await self._publish(plan(envelope, rules), message.body, done)
 

@@ -55,6 +55,7 @@ class Reloader:
         self._name = name
         self._health = health
         self._lock = asyncio.Lock()
+        self._reporting = asyncio.Lock()
         self._applied: tuple[int, object] = (0, None)  # version and mark
         self._histories = 0  # how often the database turned out to have another history
 
@@ -78,7 +79,7 @@ class Reloader:
         """Reload because the event came (CONTRACT, design 4.3)."""
         try:
             msgspec.json.decode(message.body, type=_Event)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             await self._try("release and reload", release=True)
         else:
             await self._try("event")
@@ -91,9 +92,8 @@ class Reloader:
         """Reload because events may have been missed while the broker was away."""
         if self._rules.loaded:
             # Bounded: a database that is frozen must not keep a router with good rules from routing.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_RECONNECT):
-                    await self._try("broker connected")
+            self._reading = asyncio.ensure_future(self._try("broker connected"))
+            await asyncio.wait({self._reading}, timeout=_RECONNECT)
 
     async def keep(self) -> None:
         """Look for releases whose event was lost; never ends."""
@@ -109,7 +109,7 @@ class Reloader:
         while True:
             await asyncio.sleep(HEARTBEAT)
             try:
-                await self._routers.seen(self._name, *self._applied)
+                await self._report()
             except StoreUnavailable as error:
                 self._stale(error)
 
@@ -140,7 +140,7 @@ class Reloader:
         self._health.well("rules")
         if settled.version > self._applied[0] or before is None:
             self._applied = (settled.version, settled.mark)
-            await self._routers.seen(self._name, *self._applied)
+            await self._report()
             milliseconds = (time.monotonic() - began) * 1000
             _APPLIED.set(settled.version)
             _COUNT.set(settled.size)
@@ -148,6 +148,10 @@ class Reloader:
             log.info(
                 "rules applied", version=settled.version, rules=settled.size, cause=cause, ms=round(milliseconds, 1)
             )
+
+    async def _report(self) -> None:
+        async with self._reporting:  # one after the other, or an older report could land last
+            await self._routers.seen(self._name, *self._applied)
 
     async def _newest(self, before: Rulebook | None) -> Rulebook:
         if before is not None:

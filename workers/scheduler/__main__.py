@@ -29,7 +29,7 @@ BATCH = 100  # deliveries woken in one transaction: at most so many are doubled 
 KEPT = timedelta(days=30)  # how long a stored body outlives the patience for its mail
 PRUNE = 600.0  # seconds between two prunings
 _NAMED = 20  # keys of ended rules that one log line names
-FORGET = 86_400.0  # seconds without a sign of life, after which a router's row goes
+FORGET = 3_600.0  # seconds without a sign of life, after which a router's row goes
 _WOKEN = Counter("pushpush_woken_total", "Waiting deliveries handed back to the routers")
 
 
@@ -44,7 +44,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
             publisher = Publisher(link)
             waking = wake(Deferred(pool), publisher, state)
             ending = end_rules(pool, publisher)
-            pruning = prune(pool, settings.max_age)
+            pruning = prune(pool, publisher, settings.max_age)
             async with main.background(main.pulse(state), waking, ending, pruning):
                 await stop.wait()
     finally:
@@ -85,21 +85,21 @@ async def end_rules(pool: Pool, publisher: Publisher) -> None:
             saved = await overrides.expire(now())
             if saved is None or saved.released is None:
                 continue
-            log.info(
-                "rules ended",
-                version=saved.version,
-                since=saved.released.since,
-                keys=[each.lookup_key for each in saved.changes][:_NAMED],
-            )
+            if (earlier := saved.version - saved.released.since - 1) > 0:
+                log.warning("the end of a rule released changes that were saved with --no-reload", changes=earlier)
+            log.info("rules ended", version=saved.version, keys=[each.lookup_key for each in saved.changes][:_NAMED])
             # Should this process die here, routers find the release by themselves within their poll.
-            applied = await announce(saved.version, publisher, Routers(pool))
-            due = await flush(saved.released, overrides, Deferred(pool), now())
-            log.info("end of rules announced", applied=len(applied.applied), late=applied.late, due=due)
+            try:
+                applied = await announce(saved.version, publisher, Routers(pool))
+                log.info("end of rules announced", applied=len(applied.applied), late=applied.late)
+            finally:
+                due = await flush(saved.released, overrides, Deferred(pool), now())
+                log.info("mail of ended rules is due", deliveries=due)
         except FleetError as error:
             log.warning("cannot end rules, trying on", error=str(error))
 
 
-async def prune(pool: Pool, max_age: timedelta) -> None:
+async def prune(pool: Pool, publisher: Publisher, max_age: timedelta) -> None:
     """Delete stored bodies that nothing can refer to any more, and routers long gone; never ends."""
     while True:
         await asyncio.sleep(PRUNE)
@@ -107,12 +107,20 @@ async def prune(pool: Pool, max_age: timedelta) -> None:
             # No delivery is tried longer than max_age; the rest is for queues that stood still, and for people who look
             # at what was set aside.
             bodies = await Bodies(pool).prune(now() - max_age - KEPT)
-            routers = await Routers(pool).forget(silent_for=FORGET)
+            routers = await _forget(Routers(pool), publisher)
         except FleetError as error:
             log.warning("cannot prune, trying on", error=str(error))
         else:
             if bodies or routers:
                 log.info("pruned", bodies=bodies, routers=routers)
+
+
+async def _forget(routers: Routers, publisher: Publisher) -> int:
+    """Forget routers that are gone; one that is only cut off from PostgreSQL may be routing, and stays known."""
+    silent = await routers.silent(seconds=FORGET)
+    gone = [name for name in silent if await publisher.fence(topology.reload_queue(name))]
+    forgotten = [await routers.forget(name, silent_for=FORGET) for name in gone]
+    return sum(forgotten) + await routers.forget_older_release()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A rulebook never changes; `changed` gives the next one. It is cut into a thousan
 only those it touches, so one edit costs the same with ten rules and with a million.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Self
 
@@ -29,25 +30,26 @@ class Rulebook:
             commits and took other ones.
     """
 
-    __slots__ = ("_shards", "mark", "size", "version")
+    __slots__ = ("_depths", "_shards", "mark", "size", "version")
 
     def __init__(self, rules: Iterable[Rule], version: int, mark: object = None) -> None:
         """Build from rules; `version` is the released version they are read at."""
         building = Building()
         for rule in rules:
             building.add(rule)
-        self._take(building.shards, building.size, version, mark)
+        self._take(building, version, mark)
 
     @classmethod
     def built(cls, building: "Building", version: int, mark: object = None) -> Self:
         """Return what was built piece by piece."""
         made = cls.__new__(cls)
-        made._take(building.shards, building.size, version, mark)  # noqa: SLF001 - our own kind
+        made._take(building, version, mark)  # noqa: SLF001 - our own kind
         return made
 
-    def _take(self, shards: list[dict[str, _Kept]], size: int, version: int, mark: object) -> None:
-        self._shards: tuple[_Shard, ...] = tuple(shards)
-        self.size = size
+    def _take(self, building: "Building", version: int, mark: object) -> None:
+        self._shards: tuple[_Shard, ...] = tuple(building.shards)
+        self._depths: Mapping[int, int] = building.depths
+        self.size = building.size
         self.version = version
         self.mark = mark
 
@@ -76,12 +78,13 @@ class Rulebook:
             yield _rule(domain, kept)
         if domain[0] != "[":
             # `*.a.com` matches x.a.com and y.x.a.com, never a.com itself.
-            dot = domain.find(".")
+            dot, depth = domain.find("."), domain.count(".")
             while dot != -1:
-                name = domain[dot:]
-                if (kept := shards[hash(name) & _MASK].get(name)) is not None:
-                    yield _rule("*" + name, kept)
-                dot = domain.find(".", dot + 1)
+                if depth in self._depths:
+                    name = domain[dot:]
+                    if (kept := shards[hash(name) & _MASK].get(name)) is not None:
+                        yield _rule("*" + name, kept)
+                dot, depth = domain.find(".", dot + 1), depth - 1
         if (kept := shards[_PLACE_OF_ANY].get("")) is not None:
             yield _rule(ANY, kept)
 
@@ -96,17 +99,23 @@ class Rulebook:
         shards = list(self._shards)
         own: dict[int, dict[str, _Kept]] = {}
         size = self.size
+        depths = Counter(self._depths)
         for key, rule in changes.items():
             name = _name(key)
             place = hash(name) & _MASK
             if (shard := own.get(place)) is None:
                 shards[place] = shard = own[place] = dict(shards[place])
-            size -= shard.pop(name, None) is not None
+            grown = (rule is not None and rule.enabled) - (name in shard)
             if rule is not None and rule.enabled:
                 shard[name] = _kept(rule)
-                size += 1
+            else:
+                shard.pop(name, None)
+            size += grown
+            if name.startswith("."):
+                depths[name.count(".")] += grown
         after = type(self).__new__(type(self))
         after._shards, after.size, after.version, after.mark = tuple(shards), size, version, mark  # noqa: SLF001 - our own kind
+        after._depths = {depth: count for depth, count in depths.items() if count}  # noqa: SLF001
         return after
 
 
@@ -127,6 +136,11 @@ class Building:
     def __init__(self) -> None:
         """Begin with no rules."""
         self.shards: list[dict[str, _Kept]] = [{} for _ in range(_SHARDS)]
+
+    @property
+    def depths(self) -> Mapping[int, int]:
+        """How many wildcards there are by their number of dots: few are deep, so most cuts need not be looked up."""
+        return Counter(name.count(".") for shard in self.shards for name in shard if name[:1] == ".")
 
     @property
     def size(self) -> int:

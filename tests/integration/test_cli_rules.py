@@ -98,7 +98,8 @@ class TestChanges:
         assert ["key", "target", "transport", "tls", "share", "ends", "state"] == listed[0].split()[:7]
         assert "10%    in 1 h  on" in listed[1]
         second = await pushpush(*SET, "a.example", "c.example")
-        assert "a.example -> c.example (in place of b.example (10%, ends in 1 h)): saved as version 2" in second.out
+        assert "a.example -> c.example (in place of b.example (10%, until 20" in second.out
+        assert "Z)): saved as version 2" in second.out
         third = await pushpush(*SET, "a.example", "d.example", "--expires", "2999-01-31T18:00Z", "--json")
         assert "it is not put back" in third.data["warnings"][0]
         assert ("a.example", "d.example", 3) == tuple(

@@ -1,7 +1,7 @@
 """Rules and their changes in words: `+ a.com -> b.com`, `~ a.com: target b.com -> c.com`, `- a.com`."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from shared.mail.rule import Rule
 from shared.runtime.clock import now
@@ -19,7 +19,8 @@ def options(rule: Rule) -> str:
     if rule.share:
         words.append(f"{rule.share}%")
     if rule.expires_at:
-        words.append(f"ends {ends(rule.expires_at)}")
+        # As a time: a rule of the past would else seem to end anew with every look at the history.
+        words.append(f"until {rule.expires_at.astimezone(UTC):%Y-%m-%d %H:%MZ}")
     if not rule.enabled:
         words.append("off")
     return f" ({', '.join(words)})" if words else ""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import sys
 import time
 from collections import Counter
@@ -30,22 +31,34 @@ WINDOW = 64  # publishes under way at once
 class Flow:
     """Numbered messages to one domain; each counts as handed in only when the broker has confirmed it."""
 
-    def __init__(self, publisher: Publisher, domain: str, count: int) -> None:
+    def __init__(self, publisher: Publisher, domain: str, count: int | None) -> None:
+        """Describe a flow of `count` messages, or with None one that goes on until `stop`."""
         self._publisher = publisher
         self._domain = domain
-        self.count = count
+        self._numbers = iter(itertools.count() if count is None else range(count))
+        self._stopped = False
+        self.count = count or 0
         self.handed_in = 0
         self.times: dict[int, tuple[float, float]] = {}  # by number: when its publish began, when it was confirmed
 
     async def run(self) -> None:
         """Hand in every message; while the broker is away, try again."""
-        numbers = iter(range(self.count))
+        await asyncio.gather(*(self._some() for _ in range(WINDOW)))
+        self.count = self.handed_in
 
-        async def some() -> None:
-            for number in numbers:
-                await self._hand_in(number)
+    async def more(self, count: int) -> None:
+        """Return when so many messages more were handed in."""
+        wanted = self.handed_in + count
+        while self.handed_in < wanted:
+            await asyncio.sleep(0.01)
 
-        await asyncio.gather(*(some() for _ in range(WINDOW)))
+    def stop(self) -> None:
+        """Hand in no more than what is under way."""
+        self._stopped = True
+
+    async def _some(self) -> None:
+        while not self._stopped and (number := next(self._numbers, None)) is not None:
+            await self._hand_in(number)
 
     async def _hand_in(self, number: int) -> None:
         recipient = f"n{number}@{self._domain}"
@@ -106,7 +119,7 @@ class World:
             yield fleet
 
     @contextlib.asynccontextmanager
-    async def flow(self, domain: str, count: int) -> AsyncIterator[Flow]:
+    async def flow(self, domain: str, count: int | None) -> AsyncIterator[Flow]:
         """Let mail to a domain flow; wait at the end until all of it is handed in."""
         async with Link(self.rabbitmq.url, name="test") as link:
             await link.wait_up()

@@ -6,7 +6,7 @@ A crash between the two delivers twice; the other order loses mail. Every hop ho
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal, Protocol, assert_never
+from typing import Protocol, assert_never
 
 import msgspec
 import structlog
@@ -14,7 +14,7 @@ import structlog
 from shared.broker import topology
 from shared.broker.publisher import Publisher
 from shared.mail import codec, dsn
-from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, NextTarget, RetryAt
+from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, NextTarget, RetryAt, Wait
 from shared.mail.envelope import Delivery
 from shared.mail.retry import Schedule
 from shared.runtime.chance import new_id
@@ -108,12 +108,17 @@ class Settler:
 
     async def _do(self, verdict: Disposition, part: Delivery, message: bytes) -> None:
         match verdict:
+            case Done(relayed=True):
+                await self._report(part, message, verdict, "relayed")
             case Done() | Drop():
                 pass
-            case FallBack(reply):
-                await self._publisher.delivery(topology.SMTP, part.but(quick=0, reply=reply), message)
+            case FallBack(reply, lacking=lacking):
+                fallen = part.but(quick=0, reply=reply, lacking=lacking)
+                await self._publisher.delivery(topology.SMTP, fallen, message)
             case NextTarget(reply):
                 await self._publisher.delivery(topology.HTTPS, part.at_next_target().but(reply=reply), message)
+            case Wait(at, reply):
+                await self.park(part.but(reply=reply), message, at)
             case RetryAt(at, reply, quick=True):
                 await self.park(part.but(quick=part.quick + 1, reply=reply), message, at)
             case RetryAt(at, reply, warn=warn):
@@ -137,7 +142,7 @@ class Settler:
             log.warning("the sender was not told of the delay", id=part.id, error=str(error))
 
     async def _report(
-        self, part: Delivery, message: bytes, verdict: Bounce | RetryAt, action: Literal["failed", "delayed"]
+        self, part: Delivery, message: bytes, verdict: Bounce | RetryAt | Done, action: dsn.Action
     ) -> None:
         report = dsn.Report(
             delivery=part,

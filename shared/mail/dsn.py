@@ -29,7 +29,7 @@ _CHUNK = re.compile(r" *[^ ]+(?: +$)?")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _NOT_QCHAR = re.compile(r"[^!-*,-<>-\[\]-~]")  # RFC 6533 3: beside what is not ASCII also + = and the backslash
 
-Action = Literal["failed", "delayed"]
+Action = Literal["failed", "delayed", "relayed"]
 
 # What strangers read when no peer spoke, by enhanced code (RFC 3463).
 _OWN_WORDS: Final[Mapping[str, str]] = {
@@ -47,6 +47,7 @@ _OWN_WORDS: Final[Mapping[str, str]] = {
 _SUBJECTS: Final[Mapping[Action, str]] = {
     "failed": "Undelivered mail returned to sender",
     "delayed": "Delivery of your mail is delayed",
+    "relayed": "Your mail was passed on",
 }
 
 
@@ -103,6 +104,11 @@ def _words(report: Report) -> bytes:
         until = "" if report.retry_until is None else f" until {format_datetime(report.retry_until)}"
         opening = (
             f"Your message could not be delivered yet. You do not need to send it again:\nit will be tried{until}."
+        )
+    elif report.action == "relayed":
+        opening = (
+            "Your message was passed on to a mail server that sends no confirmations itself.\n"
+            "You will hear of it again only if it cannot be delivered."
         )
     elif report.expired:
         opening = "Your message could not be delivered in time and has been given up."

@@ -57,6 +57,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         warned: The sender has been told that it is late.
         retry_at: Not before this time, UTC; None when it is due.
         reply: What was answered last.
+        lacking: The URL that had no mxdeliv just before, in the same attempt; "" when HTTPS was not tried, or is there.
     """
 
     envelope: Envelope
@@ -67,6 +68,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     warned: bool = False
     retry_at: datetime | None = None
     reply: Reply | None = None
+    lacking: str = ""
 
     @property
     def id(self) -> str:
@@ -103,7 +105,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             and (route.key, route.transport, route.tls) == (self.route.key, self.route.transport, self.route.tls)
         ):
             route = msgspec.structs.replace(route, targets=rest)
-        return self.but(route=route)
+        return self.but(route=route, lacking="")
 
     def at_next_target(self) -> Self:
         """Return the same attempt at the next target, which there must be (`has_next`).
@@ -112,7 +114,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         release, and the delivery would go round for ever.
         """
         route = msgspec.structs.replace(self.route, targets=self.route.targets[1:])
-        return self.but(route=route, quick=0)
+        return self.but(route=route, quick=0, lacking="")
 
     def but(self, **changes: object) -> Self:
         """Return the same delivery with some fields changed."""

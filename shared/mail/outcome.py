@@ -9,15 +9,23 @@ from shared.mail.reply import Reply
 
 
 class Delivered(msgspec.Struct, frozen=True, tag=True):
-    """The next hop took responsibility for the message."""
+    """The next hop took responsibility for the message.
+
+    `reports`: and for the reports that the sender asked for, since it offered DSN (RFC 3461 5.2.1).
+    """
 
     reply: Reply
+    reports: bool = False
 
 
 class Deferred(msgspec.Struct, frozen=True, tag=True):
-    """Not now: a temporary refusal, a fault on the way, or anything we do not understand."""
+    """Not now: a temporary refusal, a fault on the way, or anything we do not understand.
+
+    `after`: the seconds for which the peer wants to be left alone (Retry-After, RFC 9110 10.2.3), 0 when it says none.
+    """
 
     reply: Reply
+    after: float = 0.0
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -27,12 +35,23 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Unsuited(msgspec.Struct, frozen=True, tag=True):
-    """This transport does not work there (no mxdeliv at the host); another one may."""
+    """This transport does not work there; another one may.
+
+    `lacking`: the URL that was just found to have no mxdeliv; "" when nothing was learned of it.
+    """
 
     reply: Reply
+    lacking: str = ""
 
 
-Outcome = Delivered | Deferred | Failed | Unsuited
+class Busy(msgspec.Struct, frozen=True, tag=True):
+    """It was not tried: the next hop has its share of this worker already. There is room for it in `seconds`."""
+
+    reply: Reply
+    seconds: float
+
+
+Outcome = Delivered | Deferred | Failed | Unsuited | Busy
 
 
 def classify(reply: Reply) -> Delivered | Deferred | Failed:

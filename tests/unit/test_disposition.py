@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, NextTarget, RetryAt, decide
+from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, NextTarget, RetryAt, Wait, decide
 from shared.mail.envelope import Delivery, Envelope
-from shared.mail.outcome import Deferred, Delivered, Failed, Outcome, Unsuited
+from shared.mail.outcome import Busy, Deferred, Delivered, Failed, Outcome, Unsuited
 from shared.mail.reply import Reply
 from shared.mail.retry import Schedule
 from shared.mail.route import Route, Transport
@@ -353,3 +353,56 @@ def test_every_outcome_is_decided(one: Delivery, outcome: Outcome, by: By, age: 
         assert (by, one.route.transport, type(outcome)) == ("smtp", "auto", Unsuited)
         assert len(one.route.targets) > 1
     assert msgspec.json.encode(verdict)
+
+
+@pytest.mark.parametrize(("after", "seconds"), [(0, 2), (7, 7), (30, 30)])
+def test_a_peer_that_says_how_long_is_left_alone_for_so_long(after: float, seconds: int) -> None:
+    """Retry-After, where it is short enough to wait for (RFC 9110 10.2.3)."""
+    expected = RetryAt(SOON + timedelta(seconds=seconds), LATER, quick=True)
+    assert expected == decided(delivery(), Deferred(LATER, after), by="https")
+
+
+def test_who_wants_to_be_left_alone_for_long_is_not_waited_for() -> None:
+    """SMTP at the same target has its turn at once."""
+    assert FallBack(LATER) == decided(delivery(), Deferred(LATER, 31), by="https")
+
+
+def test_the_next_attempt_is_not_before_the_peer_wants_it() -> None:
+    """The schedule's own wait holds when it is the longer one; a day is the most, and max_age the end."""
+    alone = delivery(transport="https")
+    assert RetryAt(SOON + timedelta(hours=1), LATER) == decided(alone, Deferred(LATER, 3_600), by="https")
+    assert RetryAt(SOON + WAIT, LATER) == decided(alone, Deferred(LATER, 60), by="https")
+    assert RetryAt(SOON + timedelta(days=1), LATER) == decided(alone, Deferred(LATER, 1e12), by="https")
+    late = ACCEPTED + timedelta(days=4, hours=12)
+    assert RetryAt(ACCEPTED + SCHEDULE.max_age, LATER, warn=True) == decided(
+        alone, Deferred(LATER, 86_400), by="https", now=late
+    )
+
+
+@pytest.mark.parametrize("by", ["https", "smtp"])
+def test_what_was_not_tried_waits_and_counts_as_no_attempt(by: By) -> None:
+    """A next hop that has its share of the worker; SMTP is no way around the limit of HTTPS."""
+    assert Wait(SOON + timedelta(seconds=9), LATER) == decided(delivery(quick=1), Busy(LATER, 9), by=by)
+
+
+def test_what_finds_no_room_until_its_patience_ends_is_given_up() -> None:
+    """A destination so busy for five days is no different from one that is down."""
+    assert Bounce(LATER, expired=True) == decided(delivery(), Busy(LATER, 9), now=TOO_LATE)
+
+
+def test_smtp_learns_where_https_found_no_mxdeliv() -> None:
+    """It remembers the URL, should it succeed there; what HTTPS learned nothing of is not named."""
+    assert FallBack(NOT_THERE, "u") == decided(delivery(), Unsuited(NOT_THERE, "u"), by="https")
+    assert FallBack(LATER) == decided(delivery(quick=2), Deferred(LATER), by="https")
+
+
+@pytest.mark.parametrize(
+    ("notify", "reports", "relayed"),
+    [("SUCCESS", False, True), ("SUCCESS,DELAY", False, True), ("SUCCESS", True, False), (None, False, False)],
+)
+def test_who_asked_for_a_confirmation_hears_that_the_mail_was_relayed(
+    notify: str | None, reports: bool, relayed: bool
+) -> None:
+    """Unless the next hop took over the reports (RFC 3461 5.2.1, 5.2.2); nobody is told without asking."""
+    assert Done(YES, relayed) == decided(delivery(notify=notify), Delivered(YES, reports))
+    assert Done(YES) == decided(delivery(notify=notify, mail_from=""), Delivered(YES, reports))

@@ -83,12 +83,20 @@ class Settings(BaseModel):
 
     admin_token: str | None = Field(default=None, repr=False, description="Of the admin API")
     concurrency: int = Field(default=64, ge=1, le=1024, description="Deliveries at once in a process")
+    hop_concurrency: int | None = Field(
+        default=None, ge=1, le=1024, description="Of those, at once to one next hop; a quarter when not set"
+    )
     prefetch: int = Field(default=256, ge=1, le=10_000, description="Messages a router holds at once")
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_addresses: bool = Field(default=False, description="Write whole addresses to the log, not only domains")
     metrics_port: int = Field(default=0, ge=0, le=65_535, description="/metrics, /livez and /readyz; 0 is off")
     metrics_host: str = Field(default="127.0.0.1", description="Where they listen; 0.0.0.0 in a pod")
+
+    @property
+    def share(self) -> int:
+        """Deliveries to one next hop at once in a process."""
+        return self.hop_concurrency or max(1, self.concurrency // 4)
 
     @property
     def schedule(self) -> Schedule:

@@ -158,7 +158,9 @@ async def world(rabbitmq: RabbitMQ, postgres: PostgreSQL, tmp_path: Path) -> Wor
     """Empty queues and empty tables."""
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute("DELETE FROM dns_overrides")
-        connection.execute("TRUNCATE dns_override_changes, deferred, bodies, routers")
+        connection.execute(
+            "TRUNCATE dns_override_changes, deferred, bodies, body_uses, next_hops, mta_sts_policies, routers"
+        )
     async with await aio_pika.connect(rabbitmq.url) as connection:
         channel = await connection.channel()
         await topology.declare(channel)

@@ -172,7 +172,9 @@ def database(postgres: PostgreSQL) -> str:
     """The URL of a database with empty tables, at version 0 of the rules."""
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute("DELETE FROM dns_overrides")
-        connection.execute("TRUNCATE dns_override_changes, deferred, bodies, routers")
+        connection.execute(
+            "TRUNCATE dns_override_changes, deferred, bodies, body_uses, next_hops, mta_sts_policies, routers"
+        )
         connection.execute("UPDATE rulebook SET version = 0, released = 0")
     return postgres.url
 

@@ -1,0 +1,229 @@
+"""How much of this worker a next hop may have: its share while it answers, and nothing while it is dead.
+
+A worker delivers a bounded number of messages at once. Without limits a destination that answers after half a minute,
+or never, soon holds all of them, and the mail for everybody else waits behind it.
+
+- At most `share` deliveries to one next hop are under way at once. The next one waits for its turn when that comes
+  soon; else it is turned away, to come back when there will be room: each that is turned away takes a place in a row.
+- After `FAILURES` connection failures in a row a next hop is suspended for `SUSPENDED` seconds; mail for it is put off
+  without an attempt. Then one delivery is let through as a probe, and what becomes of it decides.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, Self
+
+import structlog
+from prometheus_client import Counter, Gauge
+
+from shared.mail.outcome import Busy, Deferred
+from shared.mail.reply import Reply
+
+log = structlog.get_logger()
+
+FAILURES = 5  # connection failures in a row
+SUSPENDED = 30.0  # seconds without an attempt; then one probe
+_SOON = 0.25  # seconds: a turn that is expected within them is waited for, at the cost of a place in the worker
+_WAIT = 1.0  # seconds: the longest wait when it is not known how long a delivery takes there
+_FURTHEST = 300.0  # seconds: the latest time to come back; a hop may have become quick again meanwhile
+_LEAST = 0.05  # seconds that a delivery is taken to last at least, when places in the row are given out
+_IDLE = 600.0  # seconds after which a hop that nobody goes to is forgotten
+_MANY = 1_000  # hops known before forgetting begins
+
+_TURNED_AWAY = Counter("pushpush_turned_away_total", "Deliveries put off without an attempt", ["why"])
+_SUSPENSIONS = Gauge("pushpush_suspended_next_hops", "Next hops that do not answer and are left alone")
+
+
+class Told(Protocol):
+    """Who is told of suspensions."""
+
+    def suspended(self, hop: str, seconds: float, reason: str) -> None:
+        """The hop is left alone for so long."""
+
+    def answers(self, hop: str) -> None:
+        """The hop answers again."""
+
+
+class Turn:
+    """One delivery's time at a next hop. It ends with its block; meanwhile it is said whether the hop was reached."""
+
+    __slots__ = ("_hop", "began")
+
+    def __init__(self, hop: "_Hop", began: float) -> None:
+        """Begin; `Gate.turn` makes turns."""
+        self._hop = hop
+        self.began = began
+
+    def reached(self) -> None:
+        """The hop answered, whatever it said."""
+        self._hop.reached()
+
+    def missed(self, reply: Reply) -> None:
+        """The hop could not be talked to."""
+        self._hop.missed(reply)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hop.end(self)
+
+
+class Gate:
+    """Gives out turns at next hops."""
+
+    def __init__(self, share: int, *, told: Told | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """Describe the gate.
+
+        Args:
+            share: Deliveries to one next hop at once.
+            told: Who is told of suspensions.
+            clock: Seconds that never go back.
+        """
+        self._share = share
+        self._told = told
+        self._clock = clock
+        self._hops: dict[str, _Hop] = {}
+
+    async def turn(self, name: str) -> Turn | Busy | Deferred:
+        """Return a turn at a next hop; `Busy` when there is no room for it now, `Deferred` while it is suspended.
+
+        Args:
+            name: Of the next hop, as an operator knows it: a URL, or a host and port, or a domain.
+        """
+        hop = self._hops.get(name)
+        if hop is None:
+            hop = self._hops[name] = _Hop(name, self._share, self._told, self._clock)
+            if len(self._hops) > _MANY:
+                self._forget()
+        return await hop.turn()
+
+    def _forget(self) -> None:
+        idle_since = self._clock() - _IDLE
+        self._hops = {name: hop for name, hop in self._hops.items() if hop.busy or hop.used > idle_since}
+
+
+class _Hop:
+    def __init__(self, name: str, share: int, told: Told | None, clock: Callable[[], float]) -> None:
+        self._name = name
+        self._share = share
+        self._told = told
+        self._clock = clock
+        self._running: dict[Turn, None] = {}  # the oldest first
+        self._waiting: deque[asyncio.Future[bool]] = deque()  # True is a turn, False that it is suspended now
+        self._promised = 0  # turns given to some that waited and do not run yet
+        self._seconds = 0.0  # that a delivery takes, as a moving average
+        self._room_at = 0.0  # the last place in the row that was given out
+        self._failures = 0
+        self._fault: Reply | None = None
+        self._suspended_until: float | None = None
+        self._probe: Turn | None = None
+        self.used = clock()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._running or self._waiting or self._suspended_until is not None)
+
+    async def turn(self) -> Turn | Busy | Deferred:
+        self.used = now = self._clock()
+        if self._suspended_until is not None:
+            if now < self._suspended_until or self._probe is not None:
+                return self._put_off(now)
+            self._probe = self._begin(now)
+            return self._probe
+        if self._room:
+            return self._begin(now)
+        if self._duration(now) * (len(self._waiting) + 1) / self._share > _SOON:
+            return self._turn_away(now)
+        return await self._wait()
+
+    async def _wait(self) -> Turn | Busy | Deferred:
+        place: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await asyncio.wait((place,), timeout=_WAIT)
+        except asyncio.CancelledError:
+            if place.done() and place.result():
+                self._promised -= 1  # given to us just as we went
+                self._pass_on()
+            raise
+        finally:
+            if not place.done():
+                self._waiting.remove(place)
+        now = self._clock()
+        if not place.done():
+            return self._turn_away(now)
+        if not place.result():
+            return self._put_off(now)
+        self._promised -= 1
+        return self._begin(now) if self._suspended_until is None else self._put_off(now)
+
+    @property
+    def _room(self) -> bool:
+        return len(self._running) + self._promised < self._share
+
+    def _begin(self, now: float) -> Turn:
+        turn = Turn(self, now)
+        self._running[turn] = None
+        return turn
+
+    def end(self, turn: Turn) -> None:
+        del self._running[turn]
+        if turn is self._probe:
+            self._probe = None  # should it have told nothing, the next one is the probe
+        took = self._clock() - turn.began
+        self._seconds = took if self._seconds == 0 else 0.8 * self._seconds + 0.2 * took
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._waiting and self._room:
+            self._promised += 1
+            self._waiting.popleft().set_result(True)
+
+    def _duration(self, now: float) -> float:
+        """Return how long a delivery takes there: what the last ones took, or what the oldest has taken already."""
+        oldest = next(iter(self._running), None)
+        return max(self._seconds, 0.0 if oldest is None else now - oldest.began)
+
+    def _turn_away(self, now: float) -> Busy:
+        _TURNED_AWAY.labels("busy").inc()
+        self._room_at = max(now, self._room_at) + max(self._duration(now), _LEAST) / self._share
+        text = f"{self._name} has its share of this worker: {self._share} deliveries at once"
+        wait = min(max(self._room_at - now, 1.0), _FURTHEST)
+        return Busy(Reply(code=450, enhanced="4.4.5", text=text), wait)
+
+    def _put_off(self, now: float) -> Deferred:
+        _TURNED_AWAY.labels("suspended").inc()
+        left = max((self._suspended_until or now) - now, 0.0)
+        fault = "" if self._fault is None else f": {self._fault}"
+        text = f"{self._name} did not answer {self._failures} times, the next try is in {left:.0f} s{fault}"
+        return Deferred(Reply(code=450, enhanced="4.4.1", text=text[:500]))
+
+    def reached(self) -> None:
+        self._failures = 0
+        if self._suspended_until is None:
+            return
+        self._suspended_until = None
+        _SUSPENSIONS.dec()
+        log.info("next hop answers again", hop=self._name)
+        if self._told is not None:
+            self._told.answers(self._name)
+
+    def missed(self, reply: Reply) -> None:
+        self._failures += 1
+        self._fault = reply
+        if self._failures < FAILURES:
+            return
+        if self._suspended_until is None:
+            _SUSPENSIONS.inc()
+            log.warning("next hop suspended", hop=self._name, failures=self._failures, reply=str(reply))
+        self._suspended_until = self._clock() + SUSPENDED
+        while self._waiting:
+            self._waiting.popleft().set_result(False)
+        if self._told is not None:
+            self._told.suspended(self._name, SUSPENDED, str(reply))

@@ -1,6 +1,6 @@
 """An SMTP sink for benchmarks: takes mail as fast as Python can, counts it, and keeps nothing.
 
-    python -m bench.sink --port 0 [--host 127.0.0.1] [--count N]
+    python -m bench.sink --port 0 [--host 127.0.0.1] [--count N] [--delay SECONDS]
 
 It prints `port N` once it listens, and one line of JSON at its end: messages, bytes, connections, cpu_seconds, and
 seconds from the first message to the last. The end is the N-th message, SIGTERM or SIGINT; SIGUSR1 prints the same line
@@ -33,6 +33,7 @@ class Counts:
     """What the sink has taken, over all connections."""
 
     limit: int = 0  # 0 is no limit
+    delay: float = 0  # seconds before the reply to a message
     messages: int = 0
     bytes: int = 0
     connections: int = 0
@@ -66,7 +67,7 @@ class Counts:
 class SinkProtocol(asyncio.Protocol):
     """One connection. Replies to pipelined commands leave in one write."""
 
-    __slots__ = ("counts", "held", "in_data", "open", "recipients", "transport")
+    __slots__ = ("counts", "held", "in_data", "open", "recipients", "took", "transport")
 
     def __init__(self, counts: Counts, connections: "set[SinkProtocol]") -> None:
         self.counts = counts
@@ -74,6 +75,7 @@ class SinkProtocol(asyncio.Protocol):
         self.held = b""  # an unfinished command line, or the last bytes of a body, where a terminator may begin
         self.in_data = False
         self.recipients = False
+        self.took = False  # a whole message, with the data that came last
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet."""
@@ -90,12 +92,15 @@ class SinkProtocol(asyncio.Protocol):
         """Take commands and body bytes in whatever pieces they come."""
         chunk = self.held + data if self.held else data
         replies: list[bytes] = []
+        self.took = False
         before, at = -1, 0
         while at != before:  # until a step cannot get on with what there is
             before = at
             at = self._take_body(chunk, at, replies) if self.in_data else self._take_command(chunk, at, replies)
         self.held = chunk[at:]
-        if replies:
+        if replies and self.counts.delay and self.took:
+            asyncio.get_running_loop().call_later(self.counts.delay, self.transport.write, b"".join(replies))
+        elif replies:
             self.transport.write(b"".join(replies))
             if replies[-1] is BYE:
                 self.transport.close()
@@ -133,6 +138,7 @@ class SinkProtocol(asyncio.Protocol):
         self.counts.bytes += end - at
         self.in_data = self.recipients = False
         self.counts.took()
+        self.took = True
         replies.append(OK)
         return end + len(END)
 
@@ -167,8 +173,9 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free port")
     parser.add_argument("--count", type=int, default=0, help="exit after this many messages; 0 never does")
+    parser.add_argument("--delay", type=float, default=0, help="seconds before the reply to a message")
     options = parser.parse_args()
-    counts = Counts(limit=options.count)
+    counts = Counts(limit=options.count, delay=options.delay)
     uvloop.run(serve(options.host, options.port, counts, lambda port: print(f"port {port}", flush=True)))
     print(counts.line(), flush=True)
 

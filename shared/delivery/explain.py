@@ -16,6 +16,7 @@ from shared.mail.route import Route, Target, Tls
 from shared.mail.rule import WHOLE, Rule
 from shared.mail.rulebook import Rulebook, keys_for
 from shared.runtime.settings import Settings
+from shared.store.hops import NextHops, Remembered
 from shared.store.overrides import ConflictError, Overrides, Recorded
 from shared.store.pool import Pool
 from shared.store.routers import Router, Routers
@@ -46,7 +47,10 @@ class Match(Rule, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class Hop(msgspec.Struct, frozen=True, kw_only=True):
-    """A transport to a host: what DNS has for it now or why nothing, and what TLS does; target "" without a rule."""
+    """A transport to a host: what DNS has for it now or why nothing, and what TLS does; target "" without a rule.
+
+    `known` is what the fleet remembers of it for a while: that it has no mxdeliv, or that a worker leaves it alone.
+    """
 
     target: str
     transport: str
@@ -55,6 +59,7 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     tls: str
     addresses: tuple[str, ...] = ()
     fault: str | None = None
+    known: tuple[Remembered, ...] = ()
 
 
 class Applied(Router, frozen=True, kw_only=True):
@@ -109,6 +114,7 @@ async def explain(
     rule = next(book.matching(domain), None) if message_id is None else book.lookup(domain, message_id)
     route = Route(version=book.version) if rule is None else rule.route(book.version)
     hops, fault = await _hops(domain, route, settings)
+    hops = await _with_known(hops, domain, NextHops(pool))
     routers = [
         Applied(**msgspec.structs.asdict(each), current=each.applied >= versions.released)
         for each in await Routers(pool).all()
@@ -187,6 +193,16 @@ def _tries(text: str, route: Route, settings: Settings) -> list[Hop]:
 def _smtp(text: str, host: str, port: int, route: Route) -> Hop:
     return Hop(
         target=text, transport="smtp", host=host, where=str(Target(host=host, smtp_port=port)), tls=_SMTP[route.tls]
+    )
+
+
+async def _with_known(hops: Sequence[Hop], domain: str, store: NextHops) -> tuple[Hop, ...]:
+    """Add what is known by the name under which a worker's gate has the hop; without a rule that is the domain."""
+    names = [hop.where if hop.target else domain for hop in hops]
+    known = await store.about(list(dict.fromkeys(names)))
+    return tuple(
+        msgspec.structs.replace(hop, known=tuple(each for each in known if each.hop == name))
+        for hop, name in zip(hops, names, strict=True)
     )
 
 

@@ -13,6 +13,7 @@ from shared.delivery.explain import explain
 from shared.mail.rule import Rule, make_rule
 from shared.mail.rulebook import Rulebook, keys_for
 from shared.runtime.settings import Settings
+from shared.store.hops import NextHops
 from shared.store.overrides import Overrides
 from shared.store.pool import Pool
 from shared.store.routers import Routers
@@ -298,6 +299,25 @@ class TestWay:
         assert data["fault"].startswith("the mail waits until the rule is mended: the rule for a.example is malformed")
         assert data["fault"] in text
         assert "\x1b" not in text
+
+    async def test_what_is_remembered_of_a_hop(self, pushpush: CommandLine, overrides: Overrides, pool: Pool) -> None:
+        """By the names that the workers' gates use; of a domain's own mail hosts, the domain."""
+        await save(overrides, "a.example", "b.example,c.example:26")
+        store = NextHops(pool)
+        await store.remember("https://b.example/mxdeliv", "without mxdeliv", 1_700, "a web site")
+        await store.remember("c.example:26", "suspended", 29, "450 4.4.1 connection refused")
+        await store.remember("c.example:25", "suspended", 29, "of somebody else")
+        await store.remember("b.example", "suspended", 0, "it is over")
+        data = await explained(pushpush, "u@a.example")
+        assert [["without mxdeliv"], [], [], ["suspended"]] == [
+            [each["state"] for each in hop["known"]] for hop in data["hops"]
+        ]
+        text = (await pushpush(*EXPLAIN, "u@a.example")).out
+        assert "remembered as without mxdeliv, so it is passed over, until" in text
+        assert "suspended by a worker, since it did not answer, until" in text
+        await store.remember("b.example", "suspended", 29, "450 4.4.1 connection refused")
+        (direct,) = (await explained(pushpush, "u@b.example"))["hops"]
+        assert ["suspended"] == [each["state"] for each in direct["known"]]
 
 
 class TestRouters:

@@ -11,6 +11,10 @@ from shared.mail.address import domain_of
 from shared.mail.domain import normalise
 from workers.cli.frame import Fleet, Json, Refusal, Result, ago, printable, run
 
+_KNOWN = {
+    "without mxdeliv": "remembered as without mxdeliv, so it is passed over,",
+    "suspended": "suspended by a worker, since it did not answer,",
+}
 _BEATEN = {
     "wider": "beaten: it is wider",
     "share": "the message is not in its share",
@@ -96,6 +100,8 @@ def _way(found: Explained) -> Iterator[str]:
         yield f"  {number}. {hop.transport.upper()} {hop.where}"
         yield f"     {_addresses(hop)}"
         yield f"     TLS: {hop.tls}"
+        for each in hop.known:
+            yield f"     {_KNOWN[each.state]} until {each.until:%H:%M:%SZ} ({ago(each.until)}): {each.reason}"
     if len(found.hops) > 1:
         yield "  a connection fault goes to the next, a refusal ends it"
 

@@ -5,7 +5,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: help venv services check test up demo bench format lock clean
+.PHONY: help venv services peers check test up demo bench format lock clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ venv:  ## Make the virtual environment with the pinned dependencies
 services: venv
 	@sh deploy/local/bootstrap.sh services
 
+peers: services
+	@sh deploy/local/bootstrap.sh peers
+
 check: venv  ## The fast gate: format, lint, types, import contracts, unit tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -23,7 +26,7 @@ check: venv  ## The fast gate: format, lint, types, import contracts, unit tests
 	@$(BIN)/lint-imports --no-cache
 	@$(PY) -m pytest -q tests/unit tests/architecture
 
-test: check services  ## Everything: the gate, then real RabbitMQ, PostgreSQL and peers
+test: check peers  ## Everything: the gate, then real RabbitMQ, PostgreSQL and peers
 	@$(PY) -m pytest -q tests/integration tests/e2e
 
 up: services  ## Run the one-machine fleet until interrupted

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Set up what `make` needs: `bootstrap.sh venv` the virtual environment, `bootstrap.sh services` the server programs.
+# Set up what `make` needs: `bootstrap.sh venv` the virtual environment, `bootstrap.sh services` the server programs,
+# `bootstrap.sh peers` what `make test` alone has besides, and does without where it must.
 # Quick when nothing is to be done; safe to run again after an interruption.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -46,17 +47,25 @@ install_as_root() {
         echo 'create_main_cluster = false' >"$cluster"
     fi
     export DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1
-    if ! { apt-get update && apt-get install -y --no-install-recommends -o Dpkg::Options::=--force-confold "$@"; } \
-        </dev/null >"$log" 2>&1; then
+    case " $* " in *" postfix "*) concerned=yes ;; *) concerned= ;; esac
+    if [ -n "$concerned" ] && [ ! -e /etc/postfix/main.cf ]; then
+        # Without a main.cf there is no mail server of the machine's own that could be started.
+        echo 'postfix postfix/main_mailer_type select No configuration' | debconf-set-selections
+    fi
+    # --no-remove: postfix would take the place of a mail server that is in use here.
+    if ! { apt-get update && apt-get install -y --no-install-recommends --no-remove \
+        -o Dpkg::Options::=--force-confold "$@"; } </dev/null >"$log" 2>&1; then
         tail -n 20 "$log" >&2
         fail "apt-get could not install $*; its last lines are above. Install them by hand, then run this again."
     fi
     # Freshly installed for our private use only: they need not start with the machine either.
-    for unit in rabbitmq-server postgresql epmd.service epmd.socket; do
-        case " $* " in
-        *" ${unit%%.*} "*) systemctl disable --quiet "$unit" 2>/dev/null || true ;;
-        *" rabbitmq-server "*) [ "$unit" = postgresql ] || systemctl disable --quiet "$unit" 2>/dev/null || true ;;
+    for package in "$@"; do
+        case $package in
+        rabbitmq-server) units="rabbitmq-server epmd.service epmd.socket" ;;
+        postgresql | postfix) units=$package ;;
+        *) units= ;;
         esac
+        for unit in $units; do systemctl disable --quiet "$unit" 2>/dev/null || true; done
     done
 }
 
@@ -152,8 +161,35 @@ services() {
     have_rabbitmq && have_postgresql || fail "${missing# } was installed, but its programs are not where they should be."
 }
 
+# --- peers of the tests ----------------------------------------------------------------------------------------------
+
+have_postfix() { any_program /usr/sbin/postfix /usr/local/sbin/postfix || command -v postfix >/dev/null 2>&1; }
+
+# Messages to try signatures on: those of Python's own tests, which Debian packs apart from its Python.
+have_corpus() { .venv/bin/python -c 'import test.test_email' 2>/dev/null; }
+
+# Exactly as new as the Python that is here: a newer one would bring a newer Python with it.
+corpus_package() {
+    name=$(.venv/bin/python -c 'import sys; print("python%d.%d" % sys.version_info[:2] * (sys.base_prefix == "/usr"))')
+    [ -z "$name" ] || dpkg-query --show --showformat "lib$name-testsuite=\${Version}" "$name"
+}
+
+# A test that lacks something here is skipped, and says so: nothing of this may fail.
+peers() {
+    missing=
+    have_postfix || missing=postfix
+    have_corpus || missing="$missing $(corpus_package 2>/dev/null || true)"
+    for package in $missing; do
+        # A version that is in no archive any more is not asked for on every run.
+        case $package in *=*) known=$(apt-cache show "$package" 2>/dev/null || true) ;; *) known=yes ;; esac
+        if [ -n "$known" ] && can_install && apt_install "$package"; then continue; fi
+        say "note: the Debian package ${package%=*} is missing and cannot be installed here; the tests that need it are" \
+            "skipped."
+    done
+}
+
 case ${1:-} in
-venv | services) "$1" ;;
+venv | services | peers) "$1" ;;
 install-as-root) shift && install_as_root "$@" ;;
-*) fail "usage: sh deploy/local/bootstrap.sh venv|services" ;;
+*) fail "usage: sh deploy/local/bootstrap.sh venv|services|peers" ;;
 esac

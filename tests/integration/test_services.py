@@ -268,6 +268,23 @@ with open_services(pathlib.Path({str(folder)!r})) as services:
     assert eventually(lambda: not alive(children)), alive(children)
 
 
+def test_peers_that_cannot_be_installed_fail_nothing(folder: Path) -> None:
+    """On a machine without Postfix and without apt `make test` says what will be skipped, and goes on."""
+    script = folder / "deploy" / "local" / "bootstrap.sh"
+    script.parent.mkdir(parents=True)
+    text = (ROOT / "deploy" / "local" / "bootstrap.sh").read_text()
+    script.write_text(text.replace("/usr/sbin/postfix /usr/local/sbin/postfix", "/nowhere"))
+    programs = folder / "bin"
+    programs.mkdir()
+    for name in ("sh", "dirname"):
+        (programs / name).symlink_to(shutil.which(name) or name)
+    done = subprocess.run(
+        [programs / "sh", script, "peers"], env={"PATH": str(programs)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("note: the Debian package postfix is missing and cannot be installed here")
+
+
 def make_fleet(folder: Path, **rooms: str) -> Fleet:
     """Return a fleet of one stand-in each, which asks nothing of its services."""
     return Fleet(

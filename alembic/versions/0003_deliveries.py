@@ -12,12 +12,14 @@ branch_labels = None
 depends_on = None
 
 # A recipient whose delivery has not ended keeps the body. Recipients are named rather than counted: one that ends
-# twice, since a crash doubled its delivery, must not take the body from another.
+# twice, since a crash doubled its delivery, must not take the body from another. Those that have ended stay named as
+# long as the body's row: who is not named at all has not ended, and its mail must not be taken for a double.
 BODIES = """
 CREATE TABLE body_uses (
     body_id    text NOT NULL,
     message_id text NOT NULL,
     recipient  text NOT NULL,
+    ended_at   timestamptz,          -- NULL: its delivery has not ended
     PRIMARY KEY (body_id, message_id, recipient)
 );
 -- A body that was freed leaves its row: a doubled delivery that comes later finds that it has ended, not that its body

@@ -50,13 +50,16 @@ class Settler:
         self._schedule = schedule
         self._now = clock
 
-    async def settle(self, delivery: Delivery, message: bytes, verdicts: Mapping[str, Disposition]) -> None:
+    async def settle(self, delivery: Delivery, message: bytes, verdicts: Mapping[str, Disposition]) -> list[str]:
         """Do what was decided for each recipient; recipients with the same verdict stay together.
 
         Args:
             delivery: The delivery as it was taken from the queue.
-            message: The whole message.
+            message: The whole message; of a stored one, as much as a report may give back is enough.
             verdicts: By recipient.
+
+        Returns:
+            The recipients whose delivery has ended: nobody needs the message for them any more.
 
         Raises:
             BrokerUnavailable: Something was not confirmed: the delivery must stay in its queue.
@@ -64,8 +67,11 @@ class Settler:
         together: dict[Disposition, list[str]] = defaultdict(list)
         for recipient, verdict in verdicts.items():
             together[verdict].append(recipient)
+        ended: list[str] = []
         for verdict, recipients in together.items():
-            await self._do(verdict, delivery.only(tuple(recipients)), message)
+            if await self._do(verdict, delivery.only(tuple(recipients)), message):
+                ended += recipients
+        return ended
 
     async def park(self, delivery: Delivery, message: bytes, at: datetime) -> None:
         """Keep a delivery until then: in the store, or in limbo while the store is away.
@@ -89,6 +95,8 @@ class Settler:
     ) -> None:
         """Keep what cannot be read in `mail.undecodable`, whole, with the reason.
 
+        It is as large as it came: RabbitMQ 4 lets in no more than 16 MiB, RabbitMQ 3 gives back what it took.
+
         Raises:
             BrokerUnavailable: It was not confirmed.
         """
@@ -106,12 +114,17 @@ class Settler:
         kept = {**headers, "reason": reason} | ({"message_id": message_id} if message_id else {})
         await self._publisher.raw(topology.UNDECODABLE, data, headers=kept, content_type=content_type)
 
-    async def _do(self, verdict: Disposition, part: Delivery, message: bytes) -> None:
+    async def _do(self, verdict: Disposition, part: Delivery, message: bytes) -> bool:
+        """Do what was decided; return whether that ends the delivery."""
         match verdict:
             case Done(relayed=True):
                 await self._report(part, message, verdict, "relayed")
+                return True
+            case Bounce():
+                await self._report(part, message, verdict, "failed")
+                return True
             case Done() | Drop():
-                pass
+                return True
             case FallBack(reply, lacking=lacking):
                 fallen = part.but(quick=0, reply=reply, lacking=lacking)
                 await self._publisher.delivery(topology.SMTP, fallen, message)
@@ -129,10 +142,9 @@ class Settler:
                 await self.park(later, message, at)
                 if warn:
                     await self._warn(part, message, verdict)
-            case Bounce():
-                await self._report(part, message, verdict, "failed")
             case _:
                 assert_never(verdict)
+        return False
 
     async def _warn(self, part: Delivery, message: bytes, verdict: RetryAt) -> None:
         """Tell the sender that it is late. A courtesy: to settle all again for its sake would store the mail twice."""

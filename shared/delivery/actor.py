@@ -1,6 +1,7 @@
 """The way of one delivery through a delivery room: decode, deliver, decide, settle; then it is acked."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -11,20 +12,23 @@ from prometheus_client import Counter, Histogram
 
 from shared.broker.dramatiq_broker import Job
 from shared.broker.settle import Settler
+from shared.delivery.large import Large, NoRoomError
+from shared.delivery.uses import BodyGoneError, end, still_due
 from shared.mail import codec, trace
-from shared.mail.disposition import Disposition, decide
+from shared.mail.disposition import Disposition, Wait, decide
 from shared.mail.envelope import Delivery
-from shared.mail.outcome import Deferred, Outcome
+from shared.mail.outcome import Busy, Deferred, Outcome
 from shared.mail.reply import Reply
 from shared.mail.retry import Schedule
 from shared.runtime.chance import Dice, spread
 from shared.runtime.clock import Clock, now
 from shared.runtime.errors import BrokerUnavailable, StoreUnavailable
-from shared.store.bodies import Bodies
+from shared.store.bodies import Bodies, Head
 
 log = structlog.get_logger()
 
 _STORE_WAIT = timedelta(minutes=1)  # before a delivery whose body could not be read is tried again
+_ROOM_WAIT = 10.0  # seconds before one for whose body there was no room is tried again
 # Seconds for one attempt over all hosts and addresses. RabbitMQ takes a message back from whoever holds it for 30
 # minutes, and with it all others of that worker.
 ATTEMPT = 900.0
@@ -62,12 +66,14 @@ class Actor:
         log_addresses: bool = False,
         clock: Clock = now,
         dice: Dice = spread,
+        large: Large | None = None,
     ) -> None:
-        """Deliver by a transport; `hostname` signs the Received field."""
+        """Deliver by a transport; `hostname` signs the Received field, `large` bounds the stored bodies in hand."""
         self._by = by
         self._transport = transport
         self._settler = settler
         self._bodies = bodies
+        self._large = large or Large(bodies)
         self._hostname = hostname
         self._schedule = schedule
         self._log_addresses = log_addresses
@@ -88,27 +94,68 @@ class Actor:
         except codec.DecodeError as error:
             await self._settler.set_aside(error.data, str(error), {}, job.message_id or None)
             return
-        message = await self._message(delivery, inline)
-        if message is None:
-            return
+        if delivery.envelope.body_ref is None:
+            await self._through(job, delivery, inline)
+        else:
+            await self._stored(job, delivery, delivery.envelope.body_ref)
+
+    async def _through(self, job: Job, delivery: Delivery, message: bytes) -> None:
         outcomes = await self._attempt(delivery, message)
         await self._settle(job, delivery, message, self._decide(delivery, outcomes))
 
-    async def _message(self, delivery: Delivery, inline: bytes) -> bytes | None:
-        """Return the message, from the store when it did not travel along; None when it was dealt with otherwise."""
-        reference = delivery.envelope.body_ref
-        if reference is None:
-            return inline
+    async def _stored(self, job: Job, delivery: Delivery, reference: str) -> None:
+        """Take a delivery whose message did not travel along."""
         try:
-            stored = await self._bodies.get(reference)
+            head = await self._bodies.head(reference, delivery.id, delivery.envelope.rcpt_to)
         except StoreUnavailable as error:
-            log.warning("store away, a large message waits", id=delivery.id, error=str(error))
-            await self._settler.park(delivery, b"", self._now() + _STORE_WAIT)
+            await self._wait_for_store(delivery, error)
+            return
+        left = await self._left(delivery, head)
+        if head is None or left is None:
+            return
+        async with contextlib.AsyncExitStack() as hand:
+            try:
+                message = await hand.enter_async_context(self._large.hold(reference, head.size))
+            except StoreUnavailable as error:
+                await self._wait_for_store(left, error)
+                return
+            except NoRoomError as error:
+                await self._not_tried(job, left, reference, str(error))
+                return
+            if isinstance(message, bytes):
+                await self._through(job, left, message)
+                return
+        # It went between the two questions. What the store says of it now is its last word.
+        await self._stored(job, delivery, reference)
+
+    async def _wait_for_store(self, delivery: Delivery, error: StoreUnavailable) -> None:
+        log.warning("store away, a large message waits", id=delivery.id, error=str(error))
+        await self._settler.park(delivery, b"", self._now() + _STORE_WAIT)
+
+    async def _left(self, delivery: Delivery, head: Head | None) -> Delivery | None:
+        """Return the delivery for those who have not ended yet; None when nobody is left to deliver to."""
+        try:
+            left = still_due(delivery.envelope, head).rcpt_to
+        except BodyGoneError as gone:
+            data = codec.encode(delivery.only(gone.recipients), b"")
+            await self._settler.set_aside(data, str(gone), {}, delivery.id)
             return None
-        if stored is None:
-            data = codec.encode(delivery, b"")
-            await self._settler.set_aside(data, f"body {reference} is not in the store", {}, delivery.id)
-        return stored
+        return delivery.only(left) if left else None
+
+    async def _not_tried(self, job: Job, delivery: Delivery, reference: str, why: str) -> None:
+        """Put a delivery back for which there is no room; no attempt is counted."""
+        busy = Busy(Reply(code=451, enhanced="4.3.2", text=why), _ROOM_WAIT)
+        for recipient in delivery.envelope.rcpt_to:
+            self._tell(delivery, recipient, busy, 0.0)
+        verdicts = self._decide(delivery, dict.fromkeys(delivery.envelope.rcpt_to, busy))
+        start = b""
+        if not all(isinstance(each, Wait) for each in verdicts.values()):  # its time is over: the sender is told
+            try:
+                start = await self._bodies.reported(reference)
+            except StoreUnavailable as error:
+                await self._wait_for_store(delivery, error)
+                return
+        await self._settle(job, delivery, start, verdicts)
 
     async def _attempt(self, delivery: Delivery, message: bytes) -> Mapping[str, Outcome]:
         began = time.monotonic()
@@ -164,13 +211,15 @@ class Actor:
         To let it raise would put the whole delivery back, and those who have the message would get it again.
         """
         try:
-            await self._settler.settle(delivery, message, alike)
+            ended = await self._settler.settle(delivery, message, alike)
         except BrokerUnavailable:
             raise
         except Exception as error:
             log.exception("settling broke", id=delivery.id, domain=delivery.domain)
             data = codec.encode(delivery.only(tuple(alike)), message)
             await self._settler.set_aside(data, f"it could not be settled: {error!r}"[:500], {}, delivery.id)
+        else:
+            await end(self._bodies, delivery.envelope, ended)
 
     def _tell(self, delivery: Delivery, recipient: str, outcome: Outcome, seconds: float) -> None:
         kind = type(outcome)

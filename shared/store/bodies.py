@@ -1,51 +1,225 @@
-"""Large bodies: stored once, while references to them travel."""
+"""Large bodies: stored once while references to them travel, and freed when the last delivery has ended.
 
+Who still needs a body is written down by recipient (`body_uses`), before the deliveries are published. Whoever changes
+a body or its uses locks the body's row first: two workers that end the last two recipients wait for each other, so one
+of them sees that none is left, and nobody waits in a circle.
+"""
+
+import enum
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Final, Literal
 
-from psycopg.rows import scalar_row
+import msgspec
+from psycopg.rows import class_row, scalar_row
 
-from shared.store.pool import Pool
+from shared.mail.dsn import MAX_RETURNED
+from shared.store.pool import Connection, Pool
+
+START: Final = 65_536  # bytes in which a header ends; what the hops on the way added stands on top
+REPORTED: Final = MAX_RETURNED + 1  # bytes from which a report can be made: one more than it gives back as a whole
+_MOVING = 90.0  # seconds for a whole body, which may have 64 MiB
+_ENDING = 10.0  # seconds: the mail is delivered, and its job waits for nothing else
+
+
+class _Freed(enum.Enum):
+    FREED = enum.auto()
+
+
+FREED: Final = _Freed.FREED  # in place of a body: all its deliveries have ended
+Freed = Literal[_Freed.FREED]
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """What there is to know of a stored body without reading it.
+
+    Attributes:
+        size: Its bytes; 0 once it is freed.
+        start: The first `START` of them.
+        freed: All its deliveries have ended.
+        ended: Those of the recipients in question whose deliveries have ended.
+    """
+
+    size: int
+    start: bytes
+    freed: bool
+    ended: list[str]
 
 
 class Bodies:
-    """The table `bodies`."""
+    """The tables `bodies` and `body_uses`."""
 
     def __init__(self, pool: Pool) -> None:
         """Use a pool."""
         self._pool = pool
 
-    async def put(self, id: str, body: bytes) -> None:  # noqa: A002 - the column's name
-        """Store a body; the same id keeps what it has.
+    async def put(
+        self,
+        id: str,  # noqa: A002 - the column's name
+        body: bytes,
+        *,
+        message_id: str = "",
+        recipients: Sequence[str] = (),
+    ) -> Head:
+        """Store a body that these recipients of a message need; the same id keeps what it has, also nothing.
+
+        Without recipients it stays until it is pruned, or until those that `use` names have ended.
+
+        Raises:
+            StoreUnavailable: It may or may not have been committed.
+        """
+        async with self._pool.transaction(patience=_MOVING) as connection:
+            # Asked first: who tries again need not send 64 MiB again.
+            head = await _use(connection, id, message_id, recipients)
+            if head is None:
+                await connection.execute(
+                    # The update changes nothing, but locks a row that somebody else stored just now.
+                    "INSERT INTO bodies (id, body) VALUES (%s, %b) ON CONFLICT (id) DO UPDATE SET id = excluded.id",
+                    (id, body),
+                )
+                head = await _use(connection, id, message_id, recipients)
+        assert head is not None, "its row is locked"
+        return head
+
+    async def use(self, id: str, message_id: str, recipients: Sequence[str]) -> Head | None:  # noqa: A002
+        """Note that these recipients of a message need a body; None when there is none of this id.
+
+        A recipient that has ended stays ended, and a body that was freed gets no new ones.
 
         Raises:
             StoreUnavailable: It may or may not have been committed.
         """
         async with self._pool.transaction() as connection:
-            await connection.execute(
-                "INSERT INTO bodies (id, body) VALUES (%s, %b) ON CONFLICT (id) DO NOTHING", (id, body)
-            )
+            return await _use(connection, id, message_id, recipients)
 
-    async def get(self, id: str) -> bytes | None:  # noqa: A002
-        """Return a body, or None when there is none of this id.
+    async def head(self, id: str, message_id: str, recipients: Sequence[str]) -> Head | None:  # noqa: A002
+        """Return what there is to know of a body, and which of these recipients have ended; None without a body.
 
         Raises:
             StoreUnavailable: The store cannot be asked.
         """
-        async with self._pool.transaction() as connection, connection.cursor(row_factory=scalar_row) as cursor:
-            await cursor.execute("SELECT body FROM bodies WHERE id = %s", (id,), binary=True)
-            body = await cursor.fetchone()
-        return None if body is None else bytes(body)
+        async with self._pool.statement() as connection:
+            return await _head(connection, id, message_id, recipients)
 
-    async def prune(self, older_than: datetime) -> int:
-        """Delete bodies stored before then and no longer waited for; return how many.
+    async def reported(self, id: str) -> bytes:  # noqa: A002
+        """Return as much of a body as a report on it takes; nothing when it is not there.
+
+        Raises:
+            StoreUnavailable: The store cannot be asked.
+        """
+        async with self._pool.statement() as connection, connection.cursor(row_factory=scalar_row) as cursor:
+            await cursor.execute(
+                "SELECT substring(body FROM 1 FOR %s) FROM bodies WHERE id = %s", (REPORTED, id), binary=True
+            )
+            return await cursor.fetchone() or b""
+
+    async def get(self, id: str) -> bytes | Freed | None:  # noqa: A002
+        """Return a body, `FREED` when all its deliveries have ended, or None when there is none of this id.
+
+        Raises:
+            StoreUnavailable: The store cannot be asked.
+        """
+        async with (
+            self._pool.transaction(patience=_MOVING) as connection,
+            connection.cursor(row_factory=scalar_row) as cursor,
+        ):
+            await cursor.execute("SELECT body FROM bodies WHERE id = %s", (id,), binary=True)
+            if cursor.rowcount == 0:
+                return None
+            body = await cursor.fetchone()
+        return FREED if body is None else bytes(body)
+
+    async def end(self, id: str, message_id: str, recipients: Sequence[str]) -> bool:  # noqa: A002
+        """Note that the deliveries to these recipients have ended; return whether that freed the body.
+
+        It does when they were the last. Ending somebody twice, or somebody who is not named, changes nothing: bodies
+        of the release before have no uses, and their deliveries may be on their way.
+
+        Raises:
+            StoreUnavailable: It may or may not have been committed.
+        """
+        async with self._pool.transaction(patience=_ENDING) as connection:
+            # A statement each: what the others ended before we had the lock is seen only by one that begins after it.
+            await connection.execute("SELECT id FROM bodies WHERE id = %s FOR UPDATE", (id,))
+            ended = await connection.execute(
+                "UPDATE body_uses SET ended_at = now() "
+                "WHERE body_id = %s AND message_id = %s AND recipient = ANY(%s) AND ended_at IS NULL",
+                (id, message_id, list(recipients)),
+            )
+            if ended.rowcount == 0:
+                return False
+            freed = await connection.execute(
+                "UPDATE bodies SET body = NULL, freed_at = now() WHERE id = %(id)s AND body IS NOT NULL "
+                "AND NOT EXISTS (SELECT FROM body_uses WHERE body_id = %(id)s AND ended_at IS NULL)",
+                {"id": id},
+            )
+            return freed.rowcount > 0
+
+    async def prune(self, older_than: datetime, *, freed_before: datetime | None = None) -> int:
+        """Delete bodies stored before then and no longer waited for, and what is left of freed ones; return how many.
 
         A body is kept while any mail waits that is as old: after a lowered `max_age`, or a week in which the fleet
         stood still, that mail is to be tried once more and bounced, not to be found without its body.
+
+        Args:
+            older_than: Whatever was stored before then goes.
+            freed_before: Rows whose bodies were freed before then go, too.
+
+        Raises:
+            StoreUnavailable: It may or may not have been committed.
         """
         async with self._pool.transaction() as connection:
+            # Rows that are locked are being used, or pruned by another scheduler.
             deleted = await connection.execute(
-                "DELETE FROM bodies "
-                "WHERE created_at < least(%s, (SELECT min(accepted_at) - interval '1 day' FROM deferred))",
-                (older_than,),
+                """
+                WITH waiting AS (SELECT min(accepted_at) - interval '1 day' AS since FROM deferred)
+                DELETE FROM bodies WHERE id = ANY(ARRAY(
+                    SELECT id FROM bodies
+                    WHERE created_at < least(%(older_than)s, (SELECT since FROM waiting))
+                    OR freed_at < least(%(freed_before)s, (SELECT since FROM waiting))
+                    FOR UPDATE SKIP LOCKED
+                ))
+                """,
+                {"older_than": older_than, "freed_before": freed_before or older_than},
+            )
+            await connection.execute(
+                """
+                DELETE FROM body_uses WHERE ctid = ANY(ARRAY(
+                    SELECT ctid FROM body_uses AS u
+                    WHERE NOT EXISTS (SELECT FROM bodies WHERE id = u.body_id) FOR UPDATE SKIP LOCKED
+                ))
+                """
             )
             return deleted.rowcount
+
+
+async def _use(connection: Connection, id: str, message_id: str, recipients: Sequence[str]) -> Head | None:  # noqa: A002
+    async with connection.cursor(row_factory=scalar_row) as cursor:
+        await cursor.execute("SELECT body IS NULL FROM bodies WHERE id = %s FOR UPDATE", (id,))
+        freed = await cursor.fetchone()
+    if freed is False:
+        await connection.execute(
+            "INSERT INTO body_uses (body_id, message_id, recipient) SELECT %s, %s, unnest(%s::text[]) "
+            "ON CONFLICT DO NOTHING",
+            (id, message_id, list(recipients)),
+        )
+    return await _head(connection, id, message_id, recipients)
+
+
+async def _head(connection: Connection, id: str, message_id: str, recipients: Sequence[str]) -> Head | None:  # noqa: A002
+    async with connection.cursor(row_factory=class_row(Head)) as cursor:
+        # Neither size nor beginning makes PostgreSQL read the rest: the column is stored out of line and uncompressed.
+        await cursor.execute(
+            """
+            SELECT coalesce(octet_length(body), 0) AS size, coalesce(substring(body FROM 1 FOR %(start)s), '') AS start,
+                body IS NULL AS freed, ARRAY(
+                    SELECT recipient FROM body_uses
+                    WHERE body_id = %(id)s AND message_id = %(message_id)s AND recipient = ANY(%(recipients)s)
+                    AND ended_at IS NOT NULL
+                ) AS ended
+            FROM bodies WHERE id = %(id)s
+            """,
+            {"id": id, "message_id": message_id, "recipients": list(recipients), "start": START},
+            binary=True,
+        )
+        return await cursor.fetchone()

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime, timedelta
 
+import msgspec
 import pytest
 
 from shared.broker import topology
@@ -12,6 +13,7 @@ from shared.broker.link import Link
 from shared.broker.publisher import Publisher
 from shared.broker.settle import Settler
 from shared.delivery.actor import Actor, Transport
+from shared.delivery.large import COPIES, Large
 from shared.mail import codec
 from shared.mail.envelope import Delivery
 from shared.mail.outcome import Deferred as NotNow
@@ -19,9 +21,10 @@ from shared.mail.outcome import Delivered, Failed, Outcome, Unsuited
 from shared.mail.reply import Reply
 from shared.mail.retry import Schedule, parse_waits
 from shared.mail.route import Route
-from shared.runtime.clock import now
+from shared.runtime.chance import new_id
+from shared.runtime.clock import Clock, now
 from shared.runtime.errors import BrokerUnavailable
-from shared.store.bodies import Bodies
+from shared.store.bodies import FREED, Bodies, Freed
 from shared.store.deferred import Deferred
 from shared.store.pool import Pool
 from tests.integration.conftest import MESSAGE, NOON, Queues, Wire, delivery, through, until
@@ -56,7 +59,15 @@ class Room:
         self.publisher = publisher
         self.pool = pool
 
-    def actor(self, transport: Scripted, by: Transport = "smtp") -> Actor:
+    def actor(
+        self,
+        transport: Scripted,
+        by: Transport = "smtp",
+        *,
+        bodies: Bodies | None = None,
+        large: Large | None = None,
+        clock: Clock = lambda: NOON,
+    ) -> Actor:
         """Return an actor whose clock stands at noon, and whose dice differ with each throw."""
         settler = Settler(self.publisher, Deferred(self.pool), hostname=HOSTNAME, schedule=SCHEDULE, clock=lambda: NOON)
         throws = iter([0.0, 0.5, 1.0, -1.0, -0.5] * 20)
@@ -64,11 +75,12 @@ class Room:
             by,
             transport,
             settler,
-            Bodies(self.pool),
+            bodies or Bodies(self.pool),
             hostname=HOSTNAME,
             schedule=SCHEDULE,
-            clock=lambda: NOON,
+            clock=clock,
             dice=lambda: next(throws),
+            large=large,
         )
 
 
@@ -244,3 +256,264 @@ async def test_a_fault_while_settling_sets_aside_only_whom_it_concerns(
     assert ("later@a.example",) == codec.decode(kept.body)[0].envelope.rcpt_to
     assert MESSAGE == codec.decode(kept.body)[1]
     assert "a fault of our own" in str(kept.headers["reason"])
+
+
+class TestStored:
+    """Deliveries whose body is stored: freed when the last one has ended, never before."""
+
+    async def stored(self, pool: Pool, *recipients: str, body: bytes = MESSAGE) -> Delivery:
+        """Store a body, and return the delivery that refers to it."""
+        part = delivery(*recipients, body_ref=new_id())
+        assert part.envelope.body_ref is not None
+        await Bodies(pool).put(part.envelope.body_ref, body, message_id=part.id, recipients=part.envelope.rcpt_to)
+        return part
+
+    async def body(self, pool: Pool, part: Delivery) -> bytes | Freed | None:
+        """Return what there is of its body."""
+        assert part.envelope.body_ref is not None
+        return await Bodies(pool).get(part.envelope.body_ref)
+
+    async def idle(self, queues: Queues, pool: Pool) -> bool:
+        """Say whether no queue has a message, and nothing waits."""
+        depths = [await queues.depth(name) for name in topology.QUEUES]
+        return not any(depths) and not await Deferred(pool).matching()
+
+    async def test_delivered(self, room: Room, pool: Pool, queues: Queues) -> None:
+        """With two deliveries the second one frees the body."""
+        part = await self.stored(pool, "b@a.example", "c@a.example")
+        transport = always(OK)
+        await room.actor(transport)(job(part.only(("b@a.example",))))
+        assert MESSAGE == await self.body(pool, part)
+        await room.actor(transport)(job(part.only(("c@a.example",))))
+        assert FREED is await self.body(pool, part)
+        assert [MESSAGE, MESSAGE] == [each.partition(b"2026 12:00:00 +0000\r\n")[2] for each in transport.messages]
+        assert await self.idle(queues, pool)
+
+    async def test_refused_and_reported(self, room: Room, pool: Pool, queues: Queues) -> None:
+        """The report gives back the stored header; only when it is confirmed the body is freed."""
+        part = await self.stored(pool)
+        await queues.channel.queue_delete(topology.OUTBOUND)
+        settling = asyncio.create_task(room.actor(always(NEVER))(job(part)))
+        await asyncio.sleep(0.5)  # it has been tried by now; nothing tells of it
+        assert MESSAGE == await self.body(pool, part)
+        await topology.declare(queues.channel)
+        await asyncio.wait_for(settling, 5)
+        assert b"\r\nSubject: hello\r\n" in (await queues.take(topology.OUTBOUND)).body
+        assert FREED is await self.body(pool, part)
+
+    async def test_refused_and_dropped(self, room: Room, pool: Pool, queues: Queues) -> None:
+        """A report that cannot be delivered ends in silence, and frees its body too."""
+        part = await self.stored(pool)
+        report = part.but(envelope=msgspec.structs.replace(part.envelope, mail_from=""))
+        await room.actor(always(NEVER))(job(report))
+        assert FREED is await self.body(pool, part)
+        assert await self.idle(queues, pool)
+
+    async def test_deferred_and_handed_on(self, room: Room, pool: Pool, queues: Queues) -> None:
+        """Who waits, or is handed to SMTP, or to the next target, needs the body still."""
+        part = await self.stored(pool)
+        await room.actor(always(LATER))(job(part))
+        assert MESSAGE == await self.body(pool, part)
+        unsuited = always(Unsuited(Reply(code=450, text="nobody there")))
+        ruled = part.but(route=Route(version=1, key="a.example", targets=("b.example", "c.example")))
+        await room.actor(unsuited, "https")(job(ruled))
+        await room.actor(unsuited, "smtp")(job(ruled))
+        assert (b"", b"") == (
+            (await queues.delivery(topology.SMTP))[1],
+            (await queues.delivery(topology.HTTPS))[1],
+        )
+        assert MESSAGE == await self.body(pool, part)
+        await room.actor(always(OK))(job(part.but(attempts=1)))
+        assert FREED is await self.body(pool, part)
+
+    async def test_some_end_and_some_do_not(self, room: Room, pool: Pool, queues: Queues) -> None:
+        """Delivered, refused and deferred at once: the deferred one keeps the body until it ends."""
+        part = await self.stored(pool, "o@a.example", "n@a.example", "l@a.example")
+        answers: dict[str, Outcome] = {"o@a.example": OK, "n@a.example": NEVER, "l@a.example": LATER}
+        await room.actor(Scripted(answers.__getitem__))(job(part))
+        assert MESSAGE == await self.body(pool, part)
+        [waiting] = await Deferred(pool).matching()
+        whole = await Deferred(pool).message(waiting.id)
+        assert whole is not None
+        await room.actor(always(OK))(job(whole[0]))
+        assert FREED is await self.body(pool, part)
+        assert 1 == await queues.depth(topology.OUTBOUND)
+
+    async def test_a_double_after_the_end_is_done(self, room: Room, pool: Pool, queues: Queues) -> None:
+        """A worker died between settling and its ack, the job is handed out again: nothing is sent or set aside."""
+        part = await self.stored(pool)
+        transport = always(OK)
+        for _ in range(3):
+            await room.actor(transport)(job(part))
+        assert 1 == len(transport.messages)
+        assert await self.idle(queues, pool)
+
+    async def test_a_double_of_a_part_is_sent_to_the_rest(self, room: Room, pool: Pool) -> None:
+        """Who has it does not get it again, though the body is there for the others."""
+        part = await self.stored(pool, "b@a.example", "c@a.example", "d@a.example")
+        await room.actor(always(OK))(job(part.only(("c@a.example",))))
+        seen: list[str] = []
+
+        def answer(recipient: str) -> Outcome:
+            seen.append(recipient)
+            return OK
+
+        await room.actor(Scripted(answer))(job(part))
+        assert ["b@a.example", "d@a.example"] == seen
+        assert FREED is await self.body(pool, part)
+
+    async def test_a_freed_body_that_is_still_needed_is_told_loudly(
+        self, room: Room, pool: Pool, queues: Queues
+    ) -> None:
+        """Recipients that have not ended, named or not, are set aside: it must not be taken for a double."""
+        part = await self.stored(pool, "b@a.example", "c@a.example")
+        reference = str(part.envelope.body_ref)
+        await Bodies(pool).end(reference, part.id, ["b@a.example"])
+        async with pool.transaction() as connection:
+            await connection.execute("UPDATE bodies SET body = NULL, freed_at = now() WHERE id = %s", (reference,))
+        transport = always(OK)
+        both = delivery("b@a.example", "c@a.example", "stranger@a.example", body_ref=reference)
+        await room.actor(transport)(job(both))
+        kept = await queues.take(topology.UNDECODABLE)
+        assert ("c@a.example", "stranger@a.example") == codec.decode(kept.body)[0].envelope.rcpt_to
+        assert "was freed before these had ended" in str(kept.headers["reason"])
+        assert [] == transport.messages
+
+    async def test_the_store_goes_away_before_the_end(
+        self, publisher: Publisher, store_wire: Wire, database: str, pool: Pool, queues: Queues
+    ) -> None:
+        """The mail is delivered: it is not held, nor delivered again, for the sake of its body."""
+        part = await self.stored(pool)
+        own = Pool(through(database, store_wire), name="test", timeout=0.2)
+        await own.open()
+
+        class Cutting(Scripted):
+            async def deliver(self, delivery: Delivery, message: bytes) -> Mapping[str, Outcome]:
+                await store_wire.cut()
+                return await super().deliver(delivery, message)
+
+        await asyncio.wait_for(Room(publisher, own).actor(Cutting(lambda _: OK))(job(part)), 5)
+        assert await self.idle(queues, pool)
+        assert MESSAGE == await self.body(pool, part)
+        await own.close()
+
+    async def test_a_message_that_travels_along_never_asks_the_store(self, room: Room) -> None:
+        """Most mail is small, and must not pay for what is not."""
+
+        class Untouched(Bodies):
+            def __getattribute__(self, name: str) -> object:
+                raise AssertionError(name)
+
+        untouched = Untouched(room.pool)
+        transport = always(OK)
+        await room.actor(transport, bodies=untouched, large=Large(Bodies(room.pool)))(job(delivery()))
+        assert 1 == len(transport.messages)
+
+
+class Slow(Scripted):
+    """Takes its time, and counts how many it has at once."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: OK)
+        self.go = asyncio.Event()
+        self.now = self.most = 0
+
+    async def deliver(self, delivery: Delivery, message: bytes) -> Mapping[str, Outcome]:
+        """Answer when told."""
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await self.go.wait()
+        self.now -= 1
+        return await super().deliver(delivery, message)
+
+
+class Counting(Bodies):
+    """Counts the whole bodies that are read."""
+
+    reads = 0
+
+    async def get(self, id: str) -> bytes | Freed | None:  # noqa: A002
+        """Read one."""
+        self.reads += 1
+        return await super().get(id)
+
+
+class TestMemory:
+    """How much of stored bodies a worker has in hand."""
+
+    async def test_many_deliveries_of_one_body_share_it(self, room: Room, pool: Pool) -> None:
+        """Fifty at once read it once; when all are through it is dropped, and freed."""
+        recipients = [f"r{number}@a.example" for number in range(50)]
+        part = await TestStored().stored(pool, *recipients)
+        bodies, slow = Counting(pool), Slow()
+        actor = room.actor(slow, bodies=bodies)
+        running = [asyncio.create_task(actor(job(part.only((each,))))) for each in recipients]
+        await until(lambda: slow.now == 50)
+        slow.go.set()
+        await asyncio.gather(*running)
+        assert 1 == bodies.reads
+        assert FREED is await TestStored().body(pool, part)
+        other = await TestStored().stored(pool)
+        await actor(job(other))
+        assert 2 == bodies.reads
+
+    async def test_those_without_room_are_put_back_untried(self, room: Room, pool: Pool, queues: Queues) -> None:
+        """Room for two of four: two are sent, two wait a few seconds in the store, and no attempt is counted."""
+        recipients = [f"r{number}@a.example" for number in range(4)]
+        part = await TestStored().stored(pool, *recipients)
+        slow = Slow()
+        large = Large(Bodies(pool), room=len(MESSAGE) * (1 + 2 * COPIES), patience=0.1)
+        actor = room.actor(slow, large=large)
+        running = [asyncio.create_task(actor(job(part.only((each,)).but(attempts=1)))) for each in recipients]
+        await until(lambda: sum(each.done() for each in running) == 2)
+        slow.go.set()
+        await asyncio.gather(*running)
+        waiting = await Deferred(pool).matching()
+        assert (2, 2, [1, 1]) == (slow.most, len(slow.messages), [each.attempts for each in waiting])
+        assert all(9 <= (each.next_attempt_at - NOON).total_seconds() <= 11 for each in waiting)
+        assert MESSAGE == await TestStored().body(pool, part)
+        for each in waiting:
+            whole = await Deferred(pool).message(each.id)
+            assert whole is not None
+            await actor(job(whole[0]))
+        assert FREED is await TestStored().body(pool, part)
+        assert 0 == await queues.depth(topology.UNDECODABLE)
+
+    async def test_room_comes_back(self, room: Room, pool: Pool) -> None:
+        """Different bodies, room for one: they go one after the other, the largest of them too."""
+        bodies = [MESSAGE, MESSAGE * 50, MESSAGE * 2, MESSAGE]
+        parts = [await TestStored().stored(pool, body=body) for body in bodies]
+        slow = Slow()
+        slow.go.set()
+        actor = room.actor(slow, large=Large(Bodies(pool), room=1))
+        await asyncio.gather(*(actor(job(each)) for each in parts))
+        assert (1, 4) == (slow.most, len(slow.messages))
+
+    async def test_who_never_found_room_is_reported_in_the_end(self, room: Room, pool: Pool, queues: Queues) -> None:
+        """Its time is over: the sender gets the stored header back, and the body is freed."""
+        first, second = [await TestStored().stored(pool) for _ in range(2)]
+        slow = Slow()
+        large = Large(Bodies(pool), room=1, patience=0.1)
+        running = asyncio.create_task(room.actor(slow, large=large)(job(first)))
+        await until(lambda: slow.now == 1)
+        await room.actor(slow, large=large, clock=lambda: NOON + SCHEDULE.max_age)(job(second))
+        assert b"\r\nSubject: hello\r\n" in (await queues.take(topology.OUTBOUND)).body
+        assert FREED is await TestStored().body(pool, second)
+        slow.go.set()
+        await running
+
+    async def test_a_cancelled_delivery_leaves_the_body_to_the_others(self, room: Room, pool: Pool) -> None:
+        """A room that stops cancels what still runs; what was read is kept for who still wants it, and then dropped."""
+        part = await TestStored().stored(pool, "b@a.example", "c@a.example")
+        bodies, slow = Counting(pool), Slow()
+        actor = room.actor(slow, bodies=bodies, large=Large(bodies, room=len(MESSAGE) * (1 + 2 * COPIES)))
+        one, other = [asyncio.create_task(actor(job(part.only((each,))))) for each in part.envelope.rcpt_to]
+        await until(lambda: slow.now == 2)
+        one.cancel()
+        await asyncio.gather(one, return_exceptions=True)
+        third = asyncio.create_task(actor(job(part.only(("b@a.example",)))))
+        await until(lambda: slow.now == 3)  # the cancelled one did not count down
+        slow.go.set()
+        await asyncio.gather(other, third)
+        assert 1 == bodies.reads
+        assert FREED is await TestStored().body(pool, part)

@@ -13,7 +13,7 @@ from shared.broker import topology
 from shared.broker.publisher import Publisher
 from shared.broker.settle import Settler
 from shared.mail import codec
-from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, NextTarget, RetryAt
+from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, NextTarget, RetryAt, Wait
 from shared.mail.envelope import Delivery
 from shared.mail.reply import Reply
 from shared.mail.retry import Schedule, parse_waits
@@ -54,9 +54,9 @@ async def away(store_wire: Wire, database: str) -> AsyncIterator[Deferred]:
     await pool.close()
 
 
-async def settle(settler: Settler, part: Delivery, verdict: Disposition, body: bytes = MESSAGE) -> None:
-    """Settle with one verdict for all recipients."""
-    await settler.settle(part, body, dict.fromkeys(part.envelope.rcpt_to, verdict))
+async def settle(settler: Settler, part: Delivery, verdict: Disposition, body: bytes = MESSAGE) -> list[str]:
+    """Settle with one verdict for all recipients; return those for whom that was the end."""
+    return await settler.settle(part, body, dict.fromkeys(part.envelope.rcpt_to, verdict))
 
 
 async def waits(deferred: Deferred) -> list[tuple[Delivery, bytes, datetime]]:
@@ -190,7 +190,7 @@ class TestVerdicts:
         """Delivered, deferred and refused in one delivery: one row for the deferred, one report for the refused."""
         part = delivery("ok@a.example", "later@a.example", "never@a.example", "later2@a.example")
         later = RetryAt(AT, LATER)
-        await settler.settle(
+        ended = await settler.settle(
             part,
             MESSAGE,
             {
@@ -201,10 +201,32 @@ class TestVerdicts:
             },
         )
         [(waiting, _, _)] = await waits(deferred)
+        assert ["ok@a.example", "never@a.example"] == ended
         assert ("later@a.example", "later2@a.example") == waiting.envelope.rcpt_to
         report = Report(await queues.take(topology.OUTBOUND))
         assert ["rfc822; never@a.example"] == [each["Final-Recipient"] for each in report.blocks[1:]]
         assert {} == await depths(queues)
+
+    @pytest.mark.parametrize(
+        ("verdict", "ends"),
+        [
+            (Done(Reply(code=250)), True),
+            (Done(Reply(code=250), relayed=True), True),
+            (Drop(NEVER), True),
+            (Bounce(NEVER), True),
+            (Bounce(LATER, expired=True), True),
+            (FallBack(LATER), False),
+            (NextTarget(LATER), False),
+            (Wait(AT, LATER), False),
+            (RetryAt(AT, LATER), False),
+            (RetryAt(AT, LATER, quick=True), False),
+            (RetryAt(AT, LATER, warn=True), False),
+        ],
+    )
+    async def test_what_ends_a_delivery(self, settler: Settler, verdict: Disposition, ends: bool) -> None:
+        """Only who has it, or is given up, needs the message no longer."""
+        part = delivery("b@a.example", "c@a.example", route=Route(version=1, targets=("b.example", "c.example")))
+        assert (["b@a.example", "c@a.example"] if ends else []) == await settle(settler, part, verdict)
 
 
 class TestAway:

@@ -6,18 +6,20 @@ from collections.abc import AsyncIterator
 import pytest
 
 from shared.broker import topology
+from shared.delivery.large import TRAVELS
 from shared.mail import codec
 from shared.mail.envelope import Delivery
 from shared.mail.reply import Reply
 from shared.mail.route import Route
 from shared.mail.rule import make_rule
+from shared.runtime.chance import new_id
 from shared.runtime.clock import now
 from shared.runtime.settings import Settings
-from shared.store.bodies import Bodies
+from shared.store.bodies import FREED, Bodies
 from shared.store.deferred import Deferred
 from shared.store.overrides import Overrides
 from shared.store.pool import Pool
-from tests.integration.conftest import MESSAGE, NOON, Queues, delivery, until
+from tests.integration.conftest import MESSAGE, NOON, Queues, Wire, delivery, through, until
 from tests.integration.rooms import Router, running
 
 pytestmark = [pytest.mark.anyio, pytest.mark.services]
@@ -184,12 +186,160 @@ class TestBodies:
         async with pool.transaction() as connection:
             assert [(1,)] == await (await connection.execute("SELECT count(*) FROM bodies")).fetchall()
 
-    async def test_a_reference_from_the_ingress_is_used_as_it_is(self, router: Router, queues: Queues) -> None:
-        """A front door that stored the body itself sends an empty message with `body_ref` (design 4.1)."""
+    async def test_whatever_the_limit_no_queue_gets_more_than_it_takes(
+        self, pool: Pool, settings: Settings, queues: Queues
+    ) -> None:
+        """RabbitMQ 4 refuses 16 MiB: with a limit beyond that, what comes near is stored all the same."""
+        large = MESSAGE.ljust(TRAVELS + 1, b"x")
+        async with running(settings.model_copy(update={"inline_body_limit": 2**30})):
+            await queues.send("b@a.example", body=large)
+            part, body = await queues.delivery(topology.SMTP)
+        assert b"" == body
+        assert large == await Bodies(pool).get(str(part.envelope.body_ref))
+
+    async def test_who_needs_a_body_is_noted_before_anything_is_published(
+        self, pool: Pool, settings: Settings, queues: Queues
+    ) -> None:
+        """The deliveries end as they like, the body is freed with the last; a copy of the message has its own body."""
+        recipients = ["b@a.example", "c@a.example", "b@b.example"]
+        async with running(settings.model_copy(update={"inline_body_limit": 10})):
+            for _ in range(2):
+                await queues.send(*recipients)
+            parts = [(await queues.delivery(topology.SMTP))[0].envelope for _ in range(4)]
+        bodies = Bodies(pool)
+        freed = [await bodies.end(str(each.body_ref), each.id, each.rcpt_to) for each in parts]
+        assert 2 == sum(freed)
+        assert {FREED} == {await bodies.get(str(each.body_ref)) for each in parts}
+
+
+class TestReferences:
+    """A front door that stored the body itself sends an empty message with `body_ref` (design 4.1)."""
+
+    async def stored(self, pool: Pool, body: bytes = MESSAGE, *recipients: str) -> str:
+        """Store a body as a front door does, and return its id."""
+        reference = new_id()
+        await Bodies(pool).put(reference, body, message_id="m1", recipients=recipients)
+        return reference
+
+    async def send(self, queues: Queues, reference: str, *rcpt_to: str, mail_from: str = "a@from.example") -> None:
+        """Send the message m1."""
+        headers = {"mail_from": mail_from, "rcpt_to": list(rcpt_to), "body_ref": reference}
+        await queues.put(topology.OUTBOUND, b"", headers=headers, message_id="m1")
+
+    async def routed(self, queues: Queues) -> None:
+        """Return when the router has dealt with everything before this."""
+        await queues.send("mark@mark.example")
+        while (await queues.delivery(topology.SMTP))[0].domain != "mark.example":
+            pass
+
+    async def test_it_is_used_as_it_is_and_freed_in_the_end(self, pool: Pool, router: Router, queues: Queues) -> None:
+        """The router notes who needs it."""
         del router
-        await queues.send("b@a.example", body=b"", body_ref="stored-1")
-        part, body = await queues.delivery(topology.SMTP)
-        assert ("stored-1", b"") == (part.envelope.body_ref, body)
+        reference = await self.stored(pool)
+        await self.send(queues, reference, "b@a.example", "b@b.example")
+        one, other = [(await queues.delivery(topology.SMTP)) for _ in range(2)]
+        assert {(reference, b"")} == {(part.envelope.body_ref, body) for part, body in (one, other)}
+        assert not await Bodies(pool).end(reference, "m1", one[0].envelope.rcpt_to)
+        assert await Bodies(pool).end(reference, "m1", other[0].envelope.rcpt_to)
+
+    @pytest.mark.parametrize(
+        ("body", "status"),
+        [
+            (MESSAGE.ljust(70_001, b"x"), "552 5.3.4"),
+            (b"Received: by x\r\n" * 50 + MESSAGE, "554 5.4.6"),
+        ],
+    )
+    async def test_size_and_hops_count_here_too(
+        self, pool: Pool, settings: Settings, queues: Queues, body: bytes, status: str
+    ) -> None:
+        """Too large, or round in a circle: the sender gets the stored header back, once, and the body is freed."""
+        reference = await self.stored(pool, body)
+        async with running(settings.model_copy(update={"max_message_size": 70_000})):
+            for _ in range(2):
+                await self.send(queues, reference, "b@a.example", "b@b.example")
+                await self.routed_reports(queues)
+            reports = [await queues.take(topology.SMTP) for _ in range(await queues.depth(topology.SMTP))]
+        assert 2 == len(reports)  # one for each domain
+        for each in reports:
+            report = codec.decode(each.body)
+            assert ("", ("a@from.example",)) == (report[0].envelope.mail_from, report[0].envelope.rcpt_to)
+            assert status[4:].encode() in report[1]
+            assert b"\r\nSubject: hello\r\n" in report[1]
+        assert FREED is await Bodies(pool).get(reference)
+        assert 0 == await queues.depth(topology.UNDECODABLE)
+
+    async def routed_reports(self, queues: Queues) -> None:
+        """Return when the router has nothing in hand, twice over: what it reports it routes as well."""
+        await asyncio.sleep(0.5)
+        await until(lambda: _empty(queues))
+
+    async def test_one_that_is_at_the_limit_passes(self, pool: Pool, settings: Settings, queues: Queues) -> None:
+        """49 hops and the greatest size are good."""
+        body = (b"Received: by x\r\n" * 49 + MESSAGE).ljust(70_000, b"x")
+        reference = await self.stored(pool, body)
+        async with running(settings.model_copy(update={"max_message_size": 70_000})):
+            await self.send(queues, reference, "b@a.example")
+            assert reference == (await queues.delivery(topology.SMTP))[0].envelope.body_ref
+
+    async def test_a_body_that_is_not_there_is_told(self, router: Router, queues: Queues) -> None:
+        """The message is set aside, whole: its headers are all there is of it."""
+        del router
+        await self.send(queues, "nowhere", "b@a.example")
+        kept = await queues.take(topology.UNDECODABLE)
+        assert "body nowhere is not in the store" == kept.headers["reason"]
+        assert (b"", "nowhere", ["b@a.example"], "m1") == (
+            kept.body,
+            kept.headers["body_ref"],
+            kept.headers["rcpt_to"],
+            kept.headers["message_id"],
+        )
+
+    async def test_a_double_is_done_and_brings_nothing_back(self, pool: Pool, router: Router, queues: Queues) -> None:
+        """A router that died before its ack has the message handed out again, when some or all have ended."""
+        del router
+        reference = await self.stored(pool)
+        everybody = ("b@a.example", "c@a.example", "b@b.example")
+        await self.send(queues, reference, *everybody)
+        for _ in range(2):
+            await queues.take(topology.SMTP)
+        await Bodies(pool).end(reference, "m1", ["b@a.example", "b@b.example"])
+        await self.send(queues, reference, *everybody)
+        assert ("c@a.example",) == (await queues.delivery(topology.SMTP))[0].envelope.rcpt_to
+        assert await Bodies(pool).end(reference, "m1", ["c@a.example"])
+        await self.send(queues, reference, *everybody)
+        await self.routed(queues)
+        assert FREED is await Bodies(pool).get(reference)
+        assert (0, 0) == (await queues.depth(topology.UNDECODABLE), await queues.depth(topology.SMTP))
+
+    async def test_one_body_for_two_messages(self, pool: Pool, router: Router, queues: Queues) -> None:
+        """Who was named when it was stored finds it; a later message to others, once it is freed, is set aside."""
+        del router
+        reference = await self.stored(pool, MESSAGE, "b@a.example", "late@a.example")
+        await self.send(queues, reference, "b@a.example")
+        await queues.take(topology.SMTP)
+        assert not await Bodies(pool).end(reference, "m1", ["b@a.example"])
+        await self.send(queues, reference, "late@a.example")
+        assert ("late@a.example",) == (await queues.delivery(topology.SMTP))[0].envelope.rcpt_to
+        assert await Bodies(pool).end(reference, "m1", ["late@a.example"])
+        await self.send(queues, reference, "stranger@a.example", "b@a.example")
+        kept = await queues.take(topology.UNDECODABLE)
+        assert "was freed before these had ended" in str(kept.headers["reason"])
+        assert ["stranger@a.example", "b@a.example"] == kept.headers["rcpt_to"]
+
+    async def test_while_the_store_is_away_it_waits(
+        self, pool: Pool, settings: Settings, store_wire: Wire, queues: Queues, impatient: None
+    ) -> None:
+        """Who needs the body cannot be noted: the message stays in hand, and is routed when the store is back."""
+        del impatient
+        reference = await self.stored(pool)
+        url = through(settings.database_url, store_wire)
+        async with running(settings.model_copy(update={"database_url": url})):
+            await store_wire.cut()
+            await self.send(queues, reference, "b@a.example")
+            await self.routed(queues)
+            await store_wire.mend()
+            assert reference == (await queues.delivery(topology.SMTP, within=15))[0].envelope.body_ref
+        assert await Bodies(pool).end(reference, "m1", ["b@a.example"])
 
 
 GOOD: dict[str, object] = {"mail_from": "a@from.example", "rcpt_to": ["b@a.example"]}
@@ -246,3 +396,7 @@ async def _applied(pool: Pool, version: int) -> bool:
 async def _waits(deferred: Deferred) -> bool:
     await asyncio.sleep(0)
     return bool(await deferred.matching())
+
+
+async def _empty(queues: Queues) -> bool:
+    return await queues.depth(topology.OUTBOUND) == 0

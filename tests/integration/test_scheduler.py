@@ -13,7 +13,7 @@ from shared.mail import codec
 from shared.mail.rule import make_rule
 from shared.runtime.clock import now
 from shared.runtime.settings import Settings
-from shared.store.bodies import Bodies
+from shared.store.bodies import FREED, Bodies
 from shared.store.deferred import Deferred
 from shared.store.overrides import Overrides
 from shared.store.pool import Pool
@@ -95,6 +95,8 @@ async def test_what_is_over_is_pruned(
 ) -> None:
     """Bodies a month older than any delivery can be, and routers that are gone, are deleted; others stay.
 
+    What is left of a freed body stays while a double of its deliveries can come.
+
     A router that has long been silent, but has its connection, may be routing: whoever forgot it would confirm changes
     that it has not applied.
     """
@@ -103,6 +105,10 @@ async def test_what_is_over_is_pruned(
         await connection.execute(
             "INSERT INTO bodies (id, body, created_at) VALUES ('old', 'x', now() - interval '35 days 1 hour'), "
             "('young', 'x', now() - interval '34 days 23 hours')"
+        )
+        await connection.execute(
+            "INSERT INTO bodies (id, body, freed_at) VALUES ('freed', NULL, now() - interval '6 days 1 hour'), "
+            "('just freed', NULL, now() - interval '5 days 23 hours')"
         )
         await connection.execute(
             "INSERT INTO routers (name, own_queue, seen_at) VALUES ('gone', true, now() - interval '61 minutes'), "
@@ -117,6 +123,7 @@ async def test_what_is_over_is_pruned(
     async with running(settings):
         await until(pruned)
     assert (None, b"x") == (await Bodies(pool).get("old"), await Bodies(pool).get("young"))
+    assert (None, FREED) == (await Bodies(pool).get("freed"), await Bodies(pool).get("just freed"))
 
 
 async def test_a_temporary_rule_ends_by_itself(settings: Settings, pool: Pool, queues: Queues) -> None:

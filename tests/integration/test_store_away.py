@@ -26,7 +26,18 @@ from tests.integration.conftest import MESSAGE, NOON, Wire, delivery, through, u
 
 pytestmark = [pytest.mark.anyio, pytest.mark.services]
 
-TABLES = ["alembic_version", "bodies", "deferred", "dns_override_changes", "dns_overrides", "routers", "rulebook"]
+TABLES = [
+    "alembic_version",
+    "bodies",
+    "body_uses",
+    "deferred",
+    "dns_override_changes",
+    "dns_overrides",
+    "mta_sts_policies",
+    "next_hops",
+    "routers",
+    "rulebook",
+]
 EVERY_CALL: list[Callable[[Pool], Any]] = [
     lambda pool: Overrides(pool).versions(),
     lambda pool: Rulebooks(pool).rulebook(),
@@ -36,6 +47,12 @@ EVERY_CALL: list[Callable[[Pool], Any]] = [
     lambda pool: Deferred(pool).defer(delivery(), MESSAGE, NOON),
     lambda pool: Deferred(pool).totals(),
     lambda pool: Bodies(pool).get("one"),
+    lambda pool: Bodies(pool).put("one", MESSAGE, message_id="m1", recipients=["b@a.example"]),
+    lambda pool: Bodies(pool).use("one", "m1", ["b@a.example"]),
+    lambda pool: Bodies(pool).head("one", "m1", ["b@a.example"]),
+    lambda pool: Bodies(pool).reported("one"),
+    lambda pool: Bodies(pool).end("one", "m1", ["b@a.example"]),
+    lambda pool: Bodies(pool).prune(NOON),
     lambda pool: Routers(pool).all(),
 ]
 

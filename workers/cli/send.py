@@ -7,9 +7,13 @@ from typing import Annotated
 import typer
 
 from shared.broker import topology
+from shared.delivery.large import TRAVELS
 from shared.mail import codec
+from shared.mail.envelope import Envelope
 from shared.runtime.chance import new_id
 from shared.runtime.clock import now
+from shared.runtime.errors import StoreUnavailable
+from shared.store.bodies import Bodies
 from workers.cli.frame import Fleet, Json, Refusal, Result, run
 
 
@@ -29,13 +33,38 @@ def send(
             body, headers, content_type=codec.CONTENT_TYPE, message_id=None, new_id=new_id(), now=now()
         )
         publisher = await fleet.publisher()
+        stored = await _stored(fleet, envelope, body)
         await publisher.raw(
-            topology.OUTBOUND, body, message_id=envelope.id, content_type=codec.CONTENT_TYPE, headers=headers
+            topology.OUTBOUND,
+            b"" if stored else body,
+            message_id=envelope.id,
+            content_type=codec.CONTENT_TYPE,
+            headers=headers | stored,
         )
         data = {"id": envelope.id, "size": len(body), "rcpt_to": envelope.rcpt_to}
         return Result(data=data, text=f"accepted as {envelope.id}, {len(body)} bytes")
 
     run("send", work, json=json)
+
+
+async def _stored(fleet: Fleet, envelope: Envelope, body: bytes) -> dict[str, str]:
+    """Store a large body; return the header that refers to it, or none when the body is to travel along.
+
+    Raises:
+        StoreUnavailable: It is too large for a queue.
+    """
+    if len(body) <= min(fleet.settings.inline_body_limit, TRAVELS):
+        return {}
+    bodies = Bodies(await fleet.pool())
+    try:
+        await bodies.put(envelope.id, body, message_id=envelope.id, recipients=envelope.rcpt_to)
+    except StoreUnavailable as error:
+        if len(body) > TRAVELS:
+            raise StoreUnavailable(
+                f"{len(body)} bytes are too large for a queue and must be stored: {error}"
+            ) from error
+        return {}
+    return {"body_ref": envelope.id}
 
 
 def _message(file: str) -> bytes:

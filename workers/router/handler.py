@@ -14,6 +14,8 @@ from shared.broker.consumer import Incoming
 from shared.broker.link import FAULTS
 from shared.broker.publisher import Publisher
 from shared.broker.settle import Settler
+from shared.delivery.large import TRAVELS
+from shared.delivery.uses import BodyGoneError, end, still_due, without
 from shared.mail import codec
 from shared.mail.disposition import give_up
 from shared.mail.envelope import Delivery, Envelope
@@ -29,7 +31,6 @@ from workers.router.rules import Rules
 log = structlog.get_logger()
 
 _MENDING = timedelta(minutes=5)  # before mail under a malformed rule is looked at again
-_TRAVELS = 12 * 1024**2  # bytes: a body that a queue takes in any case (RabbitMQ 4 stops at 16 MiB)
 _PAUSE = 1.0  # seconds before a message that could not be routed is tried again
 _ROUTED = Counter("pushpush_routed_total", "Messages routed", ["queue"])
 _OUTBOUND, _REROUTE = _ROUTED.labels(topology.OUTBOUND), _ROUTED.labels(topology.REROUTE)
@@ -48,12 +49,15 @@ class Handler:
         inline_limit: int,
         max_size: int,
     ) -> None:
-        """Route by `rules`; bodies over `inline_limit` bytes are stored once, those over `max_size` go back."""
+        """Route by `rules`; bodies over `inline_limit` bytes are stored once, those over `max_size` go back.
+
+        Whatever the limit says, no body travels along that a queue may refuse.
+        """
         self._rules = rules
         self._publisher = publisher
         self._settler = settler
         self._bodies = bodies
-        self._inline_limit = inline_limit
+        self._inline_limit = min(inline_limit, TRAVELS)
         self._max_size = max_size
 
     async def outbound(self, message: Incoming) -> None:
@@ -67,7 +71,7 @@ class Handler:
         await self._settled(message, partial(self._route_again, done=set()))
         _REROUTE.inc()
 
-    async def _route_new(self, message: Incoming, *, own_id: str, done: set[tuple[str, ...]]) -> None:
+    async def _route_new(self, message: Incoming, *, own_id: str, done: set[str]) -> None:
         envelope = codec.from_ingress(
             message.body,
             message.headers,
@@ -76,16 +80,24 @@ class Handler:
             new_id=own_id,
             now=now(),
         )
-        if (reply := refusal(message.body, max_size=self._max_size)) is not None:
+        if envelope.body_ref is None:
+            reply = refusal(message.body, len(message.body), max_size=self._max_size)
+            if reply is None:
+                envelope = await self._with_body_stored(envelope, message.body, own_id)
+        else:
+            head = await self._bodies.use(envelope.body_ref, envelope.id, envelope.rcpt_to)
+            envelope = still_due(envelope, head)
+            reply = None if head is None else refusal(head.start, head.size, max_size=self._max_size)
+        envelope = without(envelope, done)
+        if reply is not None:
             await self._refuse(envelope, message.body, reply, done)
             return
-        envelope = await self._with_body_stored(envelope, message.body, own_id)
         if message.lost:
             raise BrokerUnavailable("the message is the broker's again, which hands it out anew")
         with self._rules.reading() as rules:
             await self._publish(plan(envelope, rules), message.body, done)
 
-    async def _route_again(self, message: Incoming, *, done: set[tuple[str, ...]]) -> None:
+    async def _route_again(self, message: Incoming, *, done: set[str]) -> None:
         delivery, body = codec.decode(message.body)
         if delivery.retry_at is not None and delivery.retry_at > now():
             # It comes from limbo, where it waited because the store was away.
@@ -96,28 +108,31 @@ class Handler:
             await self._publish([again], body, done)
 
     async def _with_body_stored(self, envelope: Envelope, body: bytes, reference: str) -> Envelope:
+        """Store a body that is too large to travel, and who needs it, before anything refers to it."""
         if len(body) <= self._inline_limit:
             return envelope
         try:
-            await self._bodies.put(reference, body)
+            head = await self._bodies.put(reference, body, message_id=envelope.id, recipients=envelope.rcpt_to)
         except StoreUnavailable:
-            if len(body) > _TRAVELS:
+            if len(body) > TRAVELS:
                 raise
             return envelope  # dear, but it does not keep small mail waiting while the store is away
-        return msgspec.structs.replace(envelope, body_ref=reference)
+        # In a later try some have ended already: a publish whose confirm was lost had been taken all the same.
+        return still_due(msgspec.structs.replace(envelope, body_ref=reference), head)
 
-    async def _publish(self, deliveries: list[Delivery], body: bytes, done: set[tuple[str, ...]]) -> None:
+    async def _publish(self, deliveries: list[Delivery], body: bytes, done: set[str]) -> None:
         """Publish each delivery; when this returns or raises, none is under way any more.
 
-        `done` has the recipients of those confirmed in an earlier try: one queue that refuses must not make the others
-        take theirs again and again.
+        `done` gets the recipients of those that were confirmed: one queue that refuses must not make the others take
+        theirs again and again.
         """
-        left = [each for each in deliveries if each.envelope.rcpt_to not in done]
-        if len(left) == 1:
-            await self._publish_one(left[0], body)
+        if len(deliveries) == 1:
+            await self._publish_one(deliveries[0], body)
             return
-        results = await asyncio.gather(*(self._publish_one(each, body) for each in left), return_exceptions=True)
-        done.update(each.envelope.rcpt_to for each, result in zip(left, results, strict=True) if result is None)
+        results = await asyncio.gather(*(self._publish_one(each, body) for each in deliveries), return_exceptions=True)
+        for each, result in zip(deliveries, results, strict=True):
+            if result is None:
+                done.update(each.envelope.rcpt_to)
         for result in results:
             if result is not None:
                 raise result
@@ -132,13 +147,15 @@ class Handler:
         queue = topology.HTTPS if delivery.route.by_https_first else topology.SMTP
         await self._publisher.delivery(queue, delivery, body)
 
-    async def _refuse(self, envelope: Envelope, body: bytes, reply: Reply, done: set[tuple[str, ...]]) -> None:
+    async def _refuse(self, envelope: Envelope, body: bytes, reply: Reply, done: set[str]) -> None:
         log.warning("refused", id=envelope.id, code=reply.code, enhanced=reply.enhanced, reply=reply.text)
+        if envelope.body_ref is not None:
+            body = await self._bodies.reported(envelope.body_ref)
         verdict = give_up(envelope, reply, expired=False)
         for each in plan(envelope, self._rules.book):
-            if each.envelope.rcpt_to not in done:
-                await self._settler.settle(each, body, dict.fromkeys(each.envelope.rcpt_to, verdict))
-                done.add(each.envelope.rcpt_to)
+            ended = await self._settler.settle(each, body, dict.fromkeys(each.envelope.rcpt_to, verdict))
+            done.update(each.envelope.rcpt_to)
+            await end(self._bodies, envelope, ended)
 
     async def _settled(self, message: Incoming, route: Callable[[Incoming], Awaitable[None]]) -> None:
         """Ack once everything is confirmed. What cannot be read is set aside.
@@ -163,7 +180,7 @@ class Handler:
     async def _route_or_set_aside(self, message: Incoming, route: Callable[[Incoming], Awaitable[None]]) -> None:
         try:
             await route(message)
-        except codec.DecodeError as error:
+        except (codec.DecodeError, BodyGoneError) as error:
             await self._settler.set_aside(
-                error.data, str(error), message.headers, message.message_id, message.content_type
+                message.body, str(error), message.headers, message.message_id, message.content_type
             )

@@ -31,10 +31,13 @@ def _chunks(count: int) -> list[tuple[int, int]]:
     return [(start, start + size) for start in range(0, count, size)]
 
 
-def refusal(message: bytes, *, max_size: int) -> Reply | None:
-    """Return why a message is not delivered at all: it is too large, or goes round in a circle."""
-    if len(message) > max_size:
-        return Reply(code=552, enhanced="5.3.4", text=f"{len(message)} bytes, more than {max_size}")
-    if (hops := trace.hops(message)) >= MAX_HOPS:
+def refusal(start: bytes, size: int, *, max_size: int) -> Reply | None:
+    """Return why a message of this size is not delivered at all: it is too large, or goes round in a circle.
+
+    Its beginning is enough: every hop puts its Received field on top.
+    """
+    if size > max_size:
+        return Reply(code=552, enhanced="5.3.4", text=f"{size} bytes, more than {max_size}")
+    if (hops := trace.hops(start)) >= MAX_HOPS:
         return Reply(code=554, enhanced="5.4.6", text=f"{hops} Received fields: it goes round in a circle")
     return None

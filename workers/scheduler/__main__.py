@@ -27,6 +27,7 @@ log = structlog.get_logger()
 POLL = 1.0  # seconds between two looks for what is due
 BATCH = 100  # deliveries woken in one transaction: at most so many are doubled when a scheduler dies
 KEPT = timedelta(days=30)  # how long a stored body outlives the patience for its mail
+DOUBLES = timedelta(days=1)  # how long the row of a freed body does: a double finds there that it has ended
 PRUNE = 600.0  # seconds between two prunings
 _NAMED = 20  # keys of ended rules that one log line names
 FORGET = 3_600.0  # seconds without a sign of life, after which a router's row goes
@@ -106,7 +107,7 @@ async def prune(pool: Pool, publisher: Publisher, max_age: timedelta) -> None:
         try:
             # No delivery is tried longer than max_age; the rest is for queues that stood still, and for people who look
             # at what was set aside.
-            bodies = await Bodies(pool).prune(now() - max_age - KEPT)
+            bodies = await Bodies(pool).prune(now() - max_age - KEPT, freed_before=now() - max_age - DOUBLES)
             routers = await _forget(Routers(pool), publisher)
         except FleetError as error:
             log.warning("cannot prune, trying on", error=str(error))

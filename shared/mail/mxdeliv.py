@@ -2,8 +2,15 @@
 
 There is no specification; the known servers are madmail, filtermail and madexchanger. A body that begins with an SMTP
 reply decides. A 200 alone is no proof: a web site that answers every path with 200 and a page would swallow mail, so
-without a reply in the body only a short answer that is not HTML counts.
+without a reply in the body only a short answer that is not HTML counts. Nor is a 403 in plain text the last word: any
+web server says it, so it bounces mail only where mxdeliv is known to be spoken; elsewhere SMTP says who is right.
 """
+
+import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import msgspec
 
 from shared.mail.outcome import Deferred, Delivered, Failed, Outcome, Unsuited, classify
 from shared.mail.reply import Reply
@@ -16,30 +23,53 @@ _SHORT = 256  # characters: the longest plain answer that is believed to come fr
 _LATER = {429: (450, "4.7.0"), 503: (450, "4.3.2"), 507: (452, "4.2.2")}
 # HTTP status -> (SMTP code, enhanced code) where a mail server says "never" in plain text.
 _NEVER = {403: (550, "5.7.1"), 413: (552, "5.3.4")}
+# What madmail says and no web server does: final, also from a host that has not delivered anything yet.
+_OURS = frozenset({"Encryption Needed: Invalid Unencrypted Mail", "message too large"})
+_SECONDS = re.compile(r"[0-9]{1,10}")
 
 
-def interpret(*, status: int, content_type: str, body: bytes, host: str) -> Outcome:
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """An HTTP answer, as far as it matters.
+
+    Attributes:
+        status: The HTTP status code.
+        content_type: The header field's value, "" when absent.
+        retry_after: The header field's value, "" when absent.
+        body: The first `MAX_ANSWER` bytes.
+        early: It came before the whole message had been sent, so nobody can have taken the message.
+    """
+
+    status: int
+    content_type: str = ""
+    retry_after: str = ""
+    body: bytes = b""
+    early: bool = False
+
+
+def interpret(answer: Answer, *, url: str, host: str, known: bool, now: datetime) -> Outcome:
     """Return the outcome that an HTTP answer means for the recipients of the request.
 
     Args:
-        status: The HTTP status code.
-        content_type: The header field's value, "" when absent.
-        body: The first `MAX_ANSWER` bytes of the answer.
+        answer: What was answered.
+        url: What was asked; named in the outcome when the answer shows that there is no mxdeliv.
         host: The host that answered, named in the reply.
+        known: The host has shown before that it speaks mxdeliv (`proves`).
+        now: The time, for a `Retry-After` that is a date.
     """
-    text = _text(body)
-    if _is_page(content_type, text):
-        return _unsuited(status, host, "answered with a page or data of a web site")
-    reply = Reply.parse(text, mta=host)
-    # aiohttp, proxies and others repeat the HTTP status in the body (`502 Bad Gateway`); as a reply it would bounce.
-    of_http = reply is not None and reply.code == status and not reply.enhanced
-    if reply is not None and not of_http:
-        return _of_reply(status, reply)
-    if 200 <= status < 300:  # noqa: PLR2004 - the class of success
-        if len(text) > _SHORT:
-            return _unsuited(status, host, "answered at a length no mail server does")
-        return Delivered(Reply.of(250, text, mta=host))
-    return _of_status(status, "" if of_http else text, host)
+    outcome = _meaning(answer, host, known=known)
+    if answer.early and isinstance(outcome, Delivered):
+        return Unsuited(_unsuited(answer.status, host, "took the message before it had been sent").reply, url)
+    if isinstance(outcome, Deferred) and (after := retry_after(answer.retry_after, now)):
+        return Deferred(outcome.reply, after)
+    if isinstance(outcome, Unsuited) and _lacks(answer):
+        return Unsuited(outcome.reply, url)
+    return outcome
+
+
+def proves(answer: Answer, outcome: Outcome) -> bool:
+    """Say whether the host showed with this answer that it speaks mxdeliv: it took the mail or replied as SMTP does."""
+    text = _text(answer.body)
+    return isinstance(outcome, Delivered) or _of_smtp(answer.status, answer.content_type, text) is not None
 
 
 def speaks(status: int, content_type: str, body: bytes) -> bool | None:
@@ -54,16 +84,53 @@ def speaks(status: int, content_type: str, body: bytes) -> bool | None:
         None where it cannot be known: a server that is unwell or wants to be left alone.
     """
     text = _text(body)
-    page = _is_page(content_type, text)
-    reply = None if page else Reply.parse(text, mta=None)
-    if reply is not None and (reply.code != status or reply.enhanced):
+    if _of_smtp(status, content_type, text) is not None:
         return True
     if status == 429 or status >= 500:  # noqa: PLR2004 - too many requests, and the class of server errors
         return None
-    if page or len(text) > _SHORT:
+    if _is_page(content_type, text) or len(text) > _SHORT:
         return False
     # Without a recipient madmail says 400 `bad request`, madexchanger 400 `Missing X-Mail-To header`.
     return 200 <= status < 300 or ((status == 400 or status in _NEVER) and bool(text))  # noqa: PLR2004
+
+
+def retry_after(value: str, now: datetime) -> float:
+    """Return the seconds of a `Retry-After` field (RFC 9110 10.2.3); 0 for none, a malformed one and a past one."""
+    value = value.strip()
+    if _SECONDS.fullmatch(value):
+        return float(value)
+    try:
+        at = parsedate_to_datetime(value)
+        # RFC 9110 5.6.7: a date of HTTP is in GMT, also in the old form that does not say so.
+        at = at if at.tzinfo else at.replace(tzinfo=UTC)
+        return max(0.0, (at - now).total_seconds())
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return 0.0
+
+
+def _meaning(answer: Answer, host: str, *, known: bool) -> Outcome:
+    status, text = answer.status, _text(answer.body)
+    if _is_page(answer.content_type, text):
+        return _unsuited(status, host, "answered with a page or data of a web site")
+    reply = Reply.parse(text, mta=host)
+    if reply is not None and not _of_http(status, reply):
+        return _of_reply(status, reply)
+    if 200 <= status < 300:  # noqa: PLR2004 - the class of success
+        if len(text) > _SHORT:
+            return _unsuited(status, host, "answered at a length no mail server does")
+        return Delivered(Reply.of(250, text, mta=host))
+    return _of_status(status, "" if reply is not None else text, host, known=known)
+
+
+def _of_smtp(status: int, content_type: str, text: str) -> Reply | None:
+    """Return the SMTP reply in an answer, None when there is none."""
+    reply = None if _is_page(content_type, text) else Reply.parse(text, mta=None)
+    return None if reply is None or _of_http(status, reply) else reply
+
+
+def _of_http(status: int, reply: Reply) -> bool:
+    # aiohttp, proxies and others repeat the HTTP status in the body (`502 Bad Gateway`); as a reply it would bounce.
+    return reply.code == status and not reply.enhanced
 
 
 def _of_reply(status: int, reply: Reply) -> Outcome:
@@ -74,17 +141,22 @@ def _of_reply(status: int, reply: Reply) -> Outcome:
     return outcome
 
 
-def _of_status(status: int, text: str, host: str) -> Outcome:
+def _of_status(status: int, text: str, host: str, *, known: bool) -> Outcome:
     if status in _LATER:
         code, enhanced = _LATER[status]
         return Deferred(Reply.of(code, f"{enhanced} {text[:_SHORT] or f'HTTP {status}'}", mta=host))
-    if status in _NEVER and 0 < len(text) <= _SHORT:
+    if status in _NEVER and 0 < len(text) <= _SHORT and (known or text in _OURS):
         code, enhanced = _NEVER[status]
         return Failed(Reply.of(code, f"{enhanced} {text}", mta=host))
     if status >= 500:  # noqa: PLR2004 - the class of server errors
         return Deferred(Reply.of(451, f"4.3.0 {text[:_SHORT] or f'HTTP {status}'}", mta=host))
     # 400, 404, 405, redirects and the rest: either no mxdeliv or an ambiguous word; SMTP gives the authoritative one.
     return _unsuited(status, host, "gave no mail server's answer")
+
+
+def _lacks(answer: Answer) -> bool:
+    # 413 says only that this message is too large: nginx says it with a page in front of a relay that is well.
+    return answer.status != 413 and speaks(answer.status, answer.content_type, answer.body) is False  # noqa: PLR2004
 
 
 def _text(body: bytes) -> str:

@@ -1,6 +1,5 @@
 """Delivery by POST /mxdeliv against a peer that answers as each known server does, and as strangers do."""
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from shared.delivery.posting import Patience
 from shared.mail.outcome import Deferred, Delivered, Failed, Outcome, Unsuited
 from shared.mail.route import Route, Tls, Transport
 from shared.runtime.settings import Settings
@@ -17,7 +17,6 @@ from tests.peers import answers
 from tests.peers.answers import Answer
 from tests.peers.dns import DnsPeer
 from tests.peers.mxdeliv import MxdelivPeer, ca_file, free_port
-from workers.https import transport as module
 from workers.https.transport import HttpsTransport, open_transport
 
 pytestmark = pytest.mark.anyio
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.anyio
 TABLE: list[tuple[Answer, type[Outcome], str]] = [
     (answers.MADMAIL_OK, Delivered, "250 OK"),
     (answers.MADMAIL_BAD_REQUEST, Unsuited, ""),
-    (answers.MADMAIL_FORBIDDEN, Failed, "550 5.7.1 Forbidden"),
+    (answers.MADMAIL_FORBIDDEN, Unsuited, ""),
     (answers.MADMAIL_NOT_ENCRYPTED, Failed, "550 5.7.1 Encryption Needed: Invalid Unencrypted Mail"),
     (answers.MADMAIL_TOO_LARGE, Failed, "552 5.3.4 message too large"),
     (answers.MADMAIL_QUOTA, Deferred, "452 4.2.2 quota"),
@@ -49,7 +48,7 @@ TABLE: list[tuple[Answer, type[Outcome], str]] = [
     (Answer(body=b"450 4.2.1 later"), Deferred, "450 4.2.1 later"),
     (Answer(body=b"554 5.7.1 never"), Failed, "554 5.7.1 never"),
     (Answer(body=b"\xff\x00\xfe"), Delivered, "250"),
-    (answers.HANGS_UP, Unsuited, "450 4.4.1"),
+    (answers.HANGS_UP, Unsuited, "450 4.4.2"),
 ]
 
 
@@ -78,6 +77,21 @@ class Room:
         return outcome
 
 
+@contextlib.asynccontextmanager
+async def open_room(authority: trustme.CA, folder: Path, patience: Patience | None = None) -> AsyncIterator[Room]:
+    """Open the transport, trusting that authority; `b.example` is this machine."""
+    async with DnsPeer() as dns:
+        dns.add("b.example", "A", "127.0.0.1")
+        settings = Settings(
+            amqp_url="amqp://unused",
+            database_url="postgresql://unused",
+            dns_servers=((dns.host, dns.port),),
+            ca_file=ca_file(authority, folder / "ca.pem"),
+        )
+        async with open_transport(settings, patience=patience) as transport:
+            yield Room(transport, dns)
+
+
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
     """Who signs the peers' certificates."""
@@ -86,17 +100,9 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 async def room(authority: trustme.CA, tmp_path: Path) -> AsyncIterator[Room]:
-    """The transport, trusting that authority."""
-    async with DnsPeer() as dns:
-        dns.add("b.example", "A", "127.0.0.1")
-        settings = Settings(
-            amqp_url="amqp://unused",
-            database_url="postgresql://unused",
-            dns_servers=((dns.host, dns.port),),
-            ca_file=ca_file(authority, tmp_path / "ca.pem"),
-        )
-        async with open_transport(settings) as transport:
-            yield Room(transport, dns)
+    """The transport."""
+    async with open_room(authority, tmp_path) as room:
+        yield room
 
 
 @pytest.fixture
@@ -109,47 +115,6 @@ async def peer(authority: trustme.CA) -> AsyncIterator[MxdelivPeer]:
 def url(peer: MxdelivPeer, host: str = "b.example") -> str:
     """Return the URL of the peer, by name."""
     return f"https://{host}:{peer.port}/mxdeliv"
-
-
-class TestRequest:
-    """What is on the wire."""
-
-    async def test_envelope_and_body(self, room: Room, peer: MxdelivPeer) -> None:
-        """The addresses bare, a field for each recipient, and the message byte for byte: dots are not stuffed."""
-        body = MESSAGE + b".\r\n..\r\nbare\nlf\r" + bytes(range(256)) * 300
-        recipients = ("b@a.example", '"x, y"@a.example', "c@a.example")
-        outcome = await room.deliver(url(peer), message=body, rcpt_to=recipients)
-        [received] = peer.received
-        assert isinstance(outcome, Delivered)
-        assert ("a@from.example", recipients, body) == (received.mail_from, received.rcpt_to, received.body)
-        assert ["POST /mxdeliv"] == peer.commands
-
-    async def test_a_hundred_recipients_are_one_request(self, room: Room, peer: MxdelivPeer) -> None:
-        """As many as a delivery has."""
-        recipients = tuple(f"recipient-with-a-long-name-{number}@a.example" for number in range(100))
-        await room.deliver(url(peer), rcpt_to=recipients)
-        assert [recipients] == [each.rcpt_to for each in peer.received]
-
-    @pytest.mark.parametrize("mail_from", ["", "jürgen@from.example"])
-    async def test_the_raw_header(self, room: Room, mail_from: str) -> None:
-        """No X-Mail-From for the null reverse-path; what is not ASCII travels as UTF-8; answers are not compressed."""
-        async with raw(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK") as (port, requests):
-            await room.deliver(f"http://127.0.0.1:{port}", mail_from=mail_from, rcpt_to=("用户@bücher.example",))
-        fields = [line.partition(b": ")[::2] for line in requests[0].split(b"\r\n\r\n")[0].split(b"\r\n")[1:]]
-        found = {name.lower(): value for name, value in fields}
-        assert "用户@xn--bcher-kva.example".encode() == found[b"x-mail-to"]
-        assert (mail_from.encode() or None) == found.get(b"x-mail-from")
-        assert (b"application/octet-stream", b"identity") == (found[b"content-type"], found[b"accept-encoding"])
-        assert str(len(MESSAGE)).encode() == found[b"content-length"]
-
-    async def test_a_connection_is_used_again_and_carries_nothing_over(self, room: Room, peer: MxdelivPeer) -> None:
-        """One connection for messages one after the other; no cookie of one is sent with the next."""
-        seen: list[str] = []
-        peer.answer = Answer(body=b"OK", headers={"Set-Cookie": "who=a; Path=/"})
-        for _ in range(3):
-            await room.deliver(url(peer))
-            seen += [line for line in peer.commands if "ookie" in line]
-        assert ([1, 1, 1], []) == ([each.connection for each in peer.received], seen)
 
 
 class TestAnswers:
@@ -183,33 +148,39 @@ class TestAnswers:
         peer.answer = answers.MADMAIL_OK
         assert isinstance(await room.deliver(url(peer)), Delivered)
 
-    @pytest.mark.parametrize("answer", [answers.SLOW, answers.STALLED])
-    async def test_a_slow_answer_is_not_waited_for(
-        self, room: Room, peer: MxdelivPeer, answer: Answer, monkeypatch: pytest.MonkeyPatch
+    async def test_a_bare_403_is_final_only_where_mxdeliv_is_known_to_be_spoken(
+        self, room: Room, peer: MxdelivPeer
     ) -> None:
-        """The whole request has an end, however slowly the peer drips."""
-        monkeypatch.setattr(module, "WHOLE", 0.3)
-        peer.answer = answer
+        """Any CDN says `Forbidden`; a mail server that has taken mail before means it. Each port is a host."""
+        peer.answer = answers.MADMAIL_FORBIDDEN
         assert isinstance(await room.deliver(url(peer)), Unsuited)
+        peer.answer = answers.FILTERMAIL_GREYLISTED
+        assert isinstance(await room.deliver(url(peer)), Deferred)
+        peer.answer = answers.MADMAIL_FORBIDDEN
+        assert isinstance(await room.deliver(url(peer)), Failed)
+        async with MxdelivPeer(answer=answers.MADMAIL_FORBIDDEN) as other:
+            assert isinstance(await room.deliver(other.url), Unsuited)
+
+    @pytest.mark.parametrize(("answer", "after"), [(answers.TOO_MANY_REQUESTS, 7), (answers.UNAVAILABLE, 30)])
+    async def test_who_asks_to_be_left_alone_says_for_how_long(
+        self, room: Room, peer: MxdelivPeer, answer: Answer, after: float
+    ) -> None:
+        """Retry-After (RFC 9110 10.2.3) comes out in the outcome."""
+        peer.answer = answer
+        outcome = await room.deliver(url(peer))
+        assert (Deferred, after) == (type(outcome), getattr(outcome, "after", None))
 
     @pytest.mark.parametrize(
-        "garbage",
-        [
-            b"",
-            b"220 mx.example ESMTP\r\n",
-            b"\xff\xfe\x00\r\n\r\n",
-            b"HTTP/1.1 200 \xff\xfe\r\nContent-Length: 2\r\n\r\nOK",
-            b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\ncut",
-            b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
-            b"HTTP/1.1 999 What\r\n\r\n",
-        ],
+        ("answer", "lacking"),
+        [(answers.WEBSITE, True), (answers.FILTERMAIL_WRONG_METHOD, True), (answers.NGINX_TOO_LARGE, False)],
     )
-    async def test_what_is_not_http_is_no_mxdeliv(self, room: Room, garbage: bytes) -> None:
-        """Nothing is raised; the words can be stored and logged."""
-        async with raw(garbage) as (port, _):
-            outcome = await room.deliver(f"http://127.0.0.1:{port}")
-        assert not isinstance(outcome, Failed)
-        assert "\x00" not in outcome.reply.text.encode().decode()
+    async def test_where_there_is_no_mxdeliv_the_url_is_named(
+        self, room: Room, peer: MxdelivPeer, answer: Answer, lacking: bool
+    ) -> None:
+        """So that it is not asked for a while; that one message is too large says nothing of the next one."""
+        peer.answer = answer
+        outcome = await room.deliver(url(peer))
+        assert Unsuited(outcome.reply, url(peer) if lacking else "") == outcome
 
 
 class TestTargets:
@@ -239,51 +210,9 @@ class TestTargets:
         for target in (f"https://127.0.0.1:{free_port()}", "https://nowhere.example"):
             outcome = await room.deliver(target)
             assert (Unsuited, None) == (type(outcome), outcome.reply.mta)
+            assert target == str(getattr(outcome, "lacking", "")).removesuffix("/mxdeliv").removesuffix(":443")
 
     async def test_a_path_of_its_own(self, room: Room) -> None:
         """The rule's URL is used as it is."""
         async with MxdelivPeer(path="/in/mail") as peer:
             assert isinstance(await room.deliver(f"http://127.0.0.1:{peer.port}/in/mail"), Delivered)
-
-    @pytest.mark.parametrize(
-        ("host", "names", "known", "tls", "taken"),
-        [
-            ("b.example", ("b.example",), True, None, True),
-            ("b.example", ("b.example",), False, None, False),
-            ("b.example", ("other.example",), True, None, False),
-            ("b.example", ("other.example",), False, "encrypt", True),
-            ("b.example", ("other.example",), False, "none", True),
-            ("127.0.0.1", ("other.example",), False, None, True),
-            ("127.0.0.1", ("other.example",), False, "verify", False),
-            ("127.0.0.1", ("127.0.0.1",), True, "verify", True),
-        ],
-    )
-    async def test_certificates(  # noqa: PLR0917 - the columns of the table
-        self, room: Room, authority: trustme.CA, host: str, names: tuple[str, ...], known: bool, tls: Tls, taken: bool
-    ) -> None:
-        """Verified for names, encrypted only for IP addresses; a rule may say otherwise. Where it fails: no mxdeliv."""
-        async with MxdelivPeer(authority=authority if known else trustme.CA(), names=names) as peer:
-            outcome = await room.deliver(url(peer, host), tls=tls)
-            assert (Delivered if taken else Unsuited) is type(outcome)
-            assert (taken, taken) == (bool(peer.received), bool(peer.commands))
-
-
-@contextlib.asynccontextmanager
-async def raw(answer: bytes) -> AsyncIterator[tuple[int, list[bytes]]]:
-    """Serve bytes as they are to every connection, after its request; give the port and the requests."""
-    requests: list[bytes] = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        requests.append(await _request(reader))
-        writer.write(answer)
-        with contextlib.suppress(OSError):
-            await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1], requests
-
-
-async def _request(reader: asyncio.StreamReader) -> bytes:
-    head = await reader.readuntil(b"\r\n\r\n")
-    return head + await reader.readexactly(len(MESSAGE))

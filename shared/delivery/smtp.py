@@ -1,97 +1,77 @@
 """One SMTP connection: greeting, EHLO, STARTTLS, then any number of messages (RFC 5321 3.1 to 3.3).
 
-The phase calls are used one by one, each with the time-out of RFC 5321 4.5.3.2, so that every recipient gets its own
-reply. Only this module knows aiosmtplib. Faults of the connection are raised as `ConnectionFault`, refusals returned.
+Each phase has the time-out of RFC 5321 4.5.3.2, and every recipient gets its own reply. Only this module and those
+named `smtp_` beside it know aiosmtplib. Faults of the connection are raised as `ConnectionFault`, refusals returned.
 """
 
 import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping
+from typing import TypeVar
 
-import msgspec
-from aiosmtplib import SMTP, SMTPConnectResponseError, SMTPDataError, SMTPException, SMTPResponse, SMTPResponseException
+from aiosmtplib import SMTPResponse
 
+from shared.delivery.smtp_exchange import CLOSING, Exchange, positive
+from shared.delivery.smtp_fault import FAULTS, ConnectionFault, LoopFault, own
+from shared.delivery.smtp_offer import Offer
+from shared.delivery.smtp_protocol import TIMEOUTS, Timeouts, Wire
+from shared.delivery.smtp_transaction import Transaction
 from shared.delivery.tls import Contexts
-from shared.mail.address import needs_smtputf8, to_ascii_domain
+from shared.mail.address import to_ascii_domain
 from shared.mail.domain import as_address
+from shared.mail.envelope import Envelope
 from shared.mail.reply import Reply
 from shared.mail.route import Tls
 
-# Seconds, RFC 5321 4.5.3.2.
-CONNECT, GREETING, COMMAND, DATA, QUIT = 30.0, 300.0, 300.0, 600.0, 5.0
+__all__ = ["TIMEOUTS", "ConnectionFault", "LoopFault", "Session", "Timeouts", "open_session"]
 
-_NEEDS_TLS = (523, 530, 538)  # replies of hosts that take no mail in the clear
-_FAULTS = (SMTPException, OSError, TimeoutError, ssl.SSLError, ValueError, RuntimeError)
-
-
-class ConnectionFault(Exception):  # noqa: N818 - a fault, not a mistake
-    """The host cannot be talked to; another one may.
-
-    Attributes:
-        reply: What to say of it.
-        sent: The message was on its way: the host may have taken it.
-    """
-
-    def __init__(self, reply: Reply, *, sent: bool = False) -> None:
-        super().__init__(str(reply))
-        self.reply = reply
-        self.sent = sent
+_GREETING, _DONE = 220, 250
+# Octets that the kernel takes beyond what is on its way. With the megabytes it would take, a slow host that reads all
+# the time would for minutes look like one that has stopped (`Timeouts.block`).
+_UNSENT = 131_072
+_T = TypeVar("_T")
 
 
 class Session:
     """One open connection."""
 
-    def __init__(self, smtp: SMTP, host: str) -> None:
+    def __init__(self, exchange: Exchange) -> None:
         """Wrap a connection that has said EHLO; `open_session` makes one."""
-        self._smtp = smtp
-        self._host = host
+        self._exchange = exchange
+        self._wire = exchange.wire
         self.messages = 0
-        self.tls_fault = ""  # why it is in the clear, when the host offered TLS and it failed
-        self._sent = False
 
     @property
     def usable(self) -> bool:
         """Say whether the connection is still there, and nothing lies in it that no command asked for."""
-        return self._smtp.is_connected and not self._surplus
+        return self._wire.usable
 
     @property
-    def _surplus(self) -> bool:
-        # A host that sends one reply too many would have it read as the answer to the next command, and the next
-        # message taken for delivered by the word for this one.
-        protocol = self._smtp.protocol
-        return protocol is not None and bool(protocol._buffer)  # noqa: SLF001 - aiosmtplib does not say it otherwise
+    def reports(self) -> bool:
+        """Say whether the host takes responsibility for the reports that senders asked for (RFC 3461 5.2.1)."""
+        return self._exchange.offer.dsn
 
-    async def send(
-        self, mail_from: str, rcpt_to: Sequence[str], message: bytes, *, smtputf8: bool = False
-    ) -> Mapping[str, Reply]:
-        """Send one message; return the reply that decides for each recipient.
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """The host's certificate as DER, whether it verifies or not; None in the clear, or when the host is gone."""
+        transport = self._wire.transport
+        tls: ssl.SSLObject | None = None if transport is None else transport.get_extra_info("ssl_object")
+        return None if tls is None else tls.getpeercert(binary_form=True)
 
-        With `smtputf8` the message is announced as internationalised where the host knows that word; what cannot be
-        sent without it (RFC 6531 3.2) is refused here.
+    async def send(self, envelope: Envelope, message: bytes) -> Mapping[str, Reply]:
+        """Send one message to the recipients of the envelope; return the reply that decides for each.
+
+        What the host cannot be asked for by what it offers, or takes not so large, is refused here without asking.
+        Whoever has a reply of her own keeps it, also when the connection breaks later.
 
         Raises:
             ConnectionFault: The connection broke; nothing is known of any recipient.
         """
         self.messages += 1
-        self._sent = False
-        try:
-            return await self._transaction(mail_from, rcpt_to, message, smtputf8=smtputf8)
-        except _FAULTS as error:
-            self.close()
-            raise self._fault(error) from error
-        except BaseException:
-            self.close()  # also when cancelled: the next message must not meet this one's replies
-            raise
-
-    @property
-    def peer_certificate(self) -> bytes | None:
-        """The host's certificate as DER, whether it verifies or not; None in the clear, or when the host is gone."""
-        if not self._smtp.is_connected:
-            return None
-        tls: ssl.SSLObject | None = self._smtp.get_transport_info("ssl_object")
-        return None if tls is None else tls.getpeercert(binary_form=True)
+        self._exchange.sent = False
+        return await self._guarded(Transaction(self._exchange, envelope, message).run())
 
     async def ask(self, recipient: str) -> Reply:
         """Ask whether mail for an address would be taken, and send none: MAIL from nobody, RCPT, RSET; never DATA.
@@ -102,134 +82,51 @@ class Session:
         Raises:
             ConnectionFault: The connection broke; nothing is known of the recipient.
         """
-        self._sent = False
-        try:
-            reply = await self._command(b"MAIL", b"FROM:<>")
-            if _positive(reply):
-                reply = await self._rcpt(recipient)
-            await self._reset()
-        except _FAULTS as error:
-            self.close()
-            raise self._fault(error) from error
-        except BaseException:
-            self.close()
-            raise
+        self._exchange.sent = False
+        return await self._guarded(self._ask(recipient))
+
+    async def _ask(self, recipient: str) -> Reply:
+        reply = await self._exchange.mail(b"MAIL FROM:<>")
+        if positive(reply):
+            reply = await self._exchange.rcpt(b"RCPT TO:<" + to_ascii_domain(recipient).encode() + b">")
+        await self._exchange.reset()
         return reply
 
-    async def _transaction(
-        self, mail_from: str, rcpt_to: Sequence[str], message: bytes, *, smtputf8: bool
-    ) -> Mapping[str, Reply]:
-        offered = self._smtp.supports_extension("smtputf8")
-        lacking = [] if offered else [each for each in rcpt_to if needs_smtputf8(mail_from) or needs_smtputf8(each)]
-        replies = dict.fromkeys(lacking, Reply(code=553, enhanced="5.6.7", text="SMTPUTF8 is needed, not offered"))
-        rest = [each for each in rcpt_to if each not in replies]
-        if not rest:
-            return replies
-        utf8 = offered and (smtputf8 or any(map(needs_smtputf8, (mail_from, *rest))))
-        reply = await self._mail(mail_from, message, utf8=utf8)
-        if not _positive(reply):
-            await self._reset()
-            return replies | dict.fromkeys(rest, reply)
-        replies |= await self._recipients(rest)
-        accepted = [each for each in rest if _positive(replies[each])]
-        if not accepted:
-            await self._reset()
-            return replies
-        decided = await self._data(message)
-        if not _positive(decided):
-            await self._reset()
-        return replies | dict.fromkeys(accepted, decided)
-
-    async def _recipients(self, rcpt_to: Sequence[str]) -> dict[str, Reply]:
-        replies: dict[str, Reply] = {}
+    async def _guarded(self, talk: Awaitable[_T]) -> _T:
         try:
-            for each in rcpt_to:
-                replies[each] = await self._rcpt(each)
-        except (ConnectionFault, *_FAULTS) as error:
-            refused = {each: reply for each, reply in replies.items() if reply.code // 100 == 5}  # noqa: PLR2004
-            if not refused:
+            return await talk
+        except (ConnectionFault, *FAULTS) as error:
+            self.close()
+            if isinstance(error, ConnectionFault):
                 raise
-            # A host that hangs up on too many unknown recipients would do so each time: the refused are told now, and
-            # the next attempt is without them.
-            self.close()
-            fault = error if isinstance(error, ConnectionFault) else self._fault(error)
-            return dict.fromkeys(rcpt_to, fault.reply) | refused
-        return replies
-
-    async def _mail(self, mail_from: str, message: bytes, *, utf8: bool) -> Reply:
-        options = []
-        if self._smtp.supports_extension("size"):
-            options.append(f"SIZE={len(message)}".encode())
-        if self._smtp.supports_extension("8bitmime") and not message.isascii():
-            options.append(b"BODY=8BITMIME")
-        if utf8:
-            options.append(b"SMTPUTF8")
-        path = b"FROM:<" + to_ascii_domain(mail_from).encode() + b">" if mail_from else b"FROM:<>"
-        return await self._command(b"MAIL", path, *options)
-
-    async def _rcpt(self, recipient: str) -> Reply:
-        path = b"TO:<" + to_ascii_domain(recipient).encode() + b">"
-        reply = await self._command(b"RCPT", path)
-        if reply.code == 552 and not reply.enhanced.startswith("5.2."):  # noqa: PLR2004
-            # Too many recipients, in the words of old servers: temporary (RFC 5321 4.5.3.1.10).
-            return msgspec.structs.replace(reply, code=452, enhanced="4.5.3")
-        return reply
-
-    async def _command(self, *words: bytes) -> Reply:
-        if self._surplus:
-            raise OSError("the host is out of step: it sent a reply that no command asked for")
-        reply = self._reply(await self._smtp.execute_command(*words, timeout=COMMAND))
-        if self.tls_fault and (reply.code in _NEEDS_TLS or reply.enhanced.startswith("5.7.")):
-            # It would have taken the message with TLS, which only failed for now.
-            raise ConnectionFault(_own(454, f"4.7.5 {self._host}: TLS failed: {self.tls_fault}"))
-        return reply
-
-    async def _data(self, message: bytes) -> Reply:
-        """Send the message. Line ends are CRLF and dots are stuffed on the way (RFC 5321 4.5.2)."""
-        protocol = self._smtp.protocol
-        if protocol is None or self._surplus:
-            raise OSError("the connection is gone, or out of step")
-        self._sent = True
-        try:
-            return self._reply(await protocol.execute_data_command(message, timeout=DATA))
-        except SMTPDataError as error:
-            if error.code // 100 not in (4, 5):
-                # Not a refusal, and not 354 or 250 either: whether the message went at all is not known.
-                raise OSError(f"unexpected reply to DATA: {error.code} {error.message}") from error
-            return self._reply(SMTPResponse(error.code, error.message))
-
-    async def _reset(self) -> None:
-        """Make ready for the next message. What the host said before counts, whatever becomes of the connection."""
-        try:
-            if self.usable and not _positive(self._reply(await self._smtp.execute_command(b"RSET", timeout=COMMAND))):
-                self.close()  # the next message would be refused as nested in this one
-        except (ConnectionFault, *_FAULTS):
-            self.close()
-
-    def _reply(self, response: SMTPResponse) -> Reply:
-        reply = Reply.of(response.code, response.message, mta=self._host)
-        if response.code == 421:  # noqa: PLR2004 - the host closes the channel (RFC 5321 3.8), wherever it says so
-            self.close()
-            if not self._sent:
-                raise ConnectionFault(reply)
-        return reply
-
-    def _fault(self, error: BaseException) -> ConnectionFault:
-        return ConnectionFault(_own(451, f"4.4.2 {self._host}: {type(error).__name__}: {error}"), sent=self._sent)
+            raise self._exchange.fault(error) from error
+        except BaseException:
+            self.close()  # also when cancelled: the next message must not meet this one's replies
+            raise
 
     async def quit(self) -> None:
         """End the connection politely, and in any case."""
-        with contextlib.suppress(*_FAULTS):
-            await self._smtp.quit(timeout=QUIT)
+        if self.usable:
+            with contextlib.suppress(*FAULTS):
+                await self._wire.execute_command(b"QUIT", timeout=self._exchange.patience.quit)
+                self._wire.end()
+                return
         self.close()
 
     def close(self) -> None:
         """End the connection at once."""
-        self._smtp.close()
+        self._wire.close()
 
 
 async def open_session(
-    host: str, address: str, port: int, *, tls: Tls | None, contexts: Contexts, hostname: str
+    host: str,
+    address: str,
+    port: int,
+    *,
+    tls: Tls | None,
+    contexts: Contexts,
+    hostname: str,
+    patience: Timeouts = TIMEOUTS,
 ) -> Session:
     """Connect to one address of a host and get ready to send.
 
@@ -240,85 +137,103 @@ async def open_session(
         tls: `verify` and `encrypt` require STARTTLS, `none` leaves it out; None uses it where it works.
         contexts: TLS contexts.
         hostname: What we call ourselves in EHLO.
+        patience: How long to wait for what.
 
     Raises:
         ConnectionFault: The host cannot be reached, or refuses the connection, or its TLS is not as demanded.
+        LoopFault: The host is ourselves.
     """
+    opening = _Opening(host, address, port, contexts, hostname, patience)
     try:
-        return await _open(host, address, port, tls=tls, contexts=contexts, hostname=hostname)
+        return Session(await opening.run(tls))
     except _TlsBroken as error:
         # Opportunistic TLS (RFC 7435): a broken offer is no worse than none, so try again in the clear.
-        session = await _open(host, address, port, tls="none", contexts=contexts, hostname=hostname)
-        session.tls_fault = repr(error.__cause__)
-        return session
+        exchange = await opening.run("none")
+        exchange.tls_fault = repr(error.__cause__)
+        return Session(exchange)
 
 
 class _TlsBroken(Exception):  # noqa: N818
     """STARTTLS was offered and failed, and nothing demands it."""
 
 
-async def _open(host: str, address: str, port: int, *, tls: Tls | None, contexts: Contexts, hostname: str) -> Session:
-    smtp = SMTP(local_hostname=hostname, timeout=GREETING, start_tls=False, use_tls=False)
-    try:
-        await _connect(smtp, address, port)
-        await _hello(smtp)
-        if tls != "none":
-            await _start_tls(smtp, host, tls, contexts)
-    except SMTPConnectResponseError as error:
-        smtp.close()
-        raise ConnectionFault(Reply.of(error.code, error.message, mta=host)) from error
-    except _FAULTS as error:
-        smtp.close()
-        where = f"{host} ({address}) port {port}"
-        raise ConnectionFault(_own(450, f"4.4.1 {where}: {type(error).__name__}: {error}")) from error
-    except BaseException:
-        smtp.close()  # also when cancelled: a host that stalls would keep the connection
-        raise
-    return Session(smtp, host)
+class _Opening:
+    """The way to an open connection."""
 
+    def __init__(  # noqa: PLR0917 - as in `open_session`
+        self, host: str, address: str, port: int, contexts: Contexts, hostname: str, patience: Timeouts
+    ) -> None:
+        self._host = host
+        self._address = address
+        self._port = port
+        self._contexts = contexts
+        self._hostname = hostname
+        self._patience = patience
 
-async def _connect(smtp: SMTP, address: str, port: int) -> None:
-    parsed = as_address(address)
-    v6 = parsed is not None and parsed.version == 6  # noqa: PLR2004 - the protocol's name
-    sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        async with asyncio.timeout(CONNECT):
-            await asyncio.get_running_loop().sock_connect(sock, (address, port))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except BaseException:
-        sock.close()
-        raise
-    await smtp.connect(hostname=None, port=None, sock=sock, timeout=GREETING)
+    async def run(self, tls: Tls | None) -> Exchange:
+        wire = Wire()
+        try:
+            await self._connect(wire)
+            offer = await self._hello(wire)
+            if tls != "none":
+                offer = await self._secured(wire, offer, tls)
+        except FAULTS as error:
+            wire.close()
+            where = f"{self._host} ({self._address}) port {self._port}"
+            raise ConnectionFault(own(450, f"4.4.1 {where}: {type(error).__name__}: {error}")) from error
+        except BaseException:
+            wire.close()  # also when cancelled: a host that stalls would keep the connection
+            raise
+        if offer.name.lower() == self._hostname.lower():
+            wire.close()
+            raise LoopFault(self._host)
+        return Exchange(wire, self._host, offer, self._patience)
 
+    async def _connect(self, wire: Wire) -> None:
+        parsed = as_address(self._address)
+        v6 = parsed is not None and parsed.version == 6  # noqa: PLR2004 - the protocol's name
+        loop = asyncio.get_running_loop()
+        sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            async with asyncio.timeout(self._patience.connect):
+                await loop.sock_connect(sock, (self._address, self._port))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(OSError):  # not every kernel knows it, and nothing else depends on it
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
+            await loop.create_connection(lambda: wire, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        greeting = await wire.read_response(self._patience.greeting)
+        if greeting.code != _GREETING:
+            raise self._unwilling(greeting)
 
-async def _hello(smtp: SMTP) -> None:
-    try:
-        await smtp.ehlo(timeout=COMMAND)
-    except SMTPResponseException:
-        await smtp.helo(timeout=COMMAND)
+    async def _hello(self, wire: Wire) -> Offer:
+        name = self._hostname.strip().encode()
+        response = await wire.execute_command(b"EHLO", name, timeout=self._patience.mail)
+        if response.code not in (_DONE, CLOSING):
+            response = await wire.execute_command(b"HELO", name, timeout=self._patience.mail)
+        if response.code != _DONE:
+            raise self._unwilling(response)
+        return Offer.of(response.message)
 
+    def _unwilling(self, response: SMTPResponse) -> ConnectionFault:
+        return ConnectionFault(Reply.of(response.code, response.message, mta=self._host))
 
-async def _start_tls(smtp: SMTP, host: str, tls: Tls | None, contexts: Contexts) -> None:
-    if not smtp.supports_extension("starttls"):
-        if tls is None:
-            return
-        text = f"{host} does not offer STARTTLS, which the route requires"
-        raise ConnectionFault(Reply(code=454, enhanced="4.7.5", text=text))
-    context = contexts.verify if tls == "verify" else contexts.encrypt
-    try:
-        await smtp.starttls(server_hostname=host, tls_context=context, timeout=COMMAND)
-        await smtp.ehlo(timeout=COMMAND)
-    except _FAULTS as error:
-        if tls is None:
-            raise _TlsBroken from error
-        raise ConnectionFault(_own(454, f"4.7.5 {host}: TLS failed: {type(error).__name__}: {error}")) from error
-
-
-def _own(code: int, text: str) -> Reply:
-    """Return words of our own. They may quote what a host sent, so they are cleaned like a host's."""
-    return Reply.of(code, text[:500], mta=None)
-
-
-def _positive(reply: Reply) -> bool:
-    return 200 <= reply.code < 300  # noqa: PLR2004 - the class of success
+    async def _secured(self, wire: Wire, offer: Offer, tls: Tls | None) -> Offer:
+        """Start TLS; return what the host offers under it. What it said before counts no more (RFC 3207 4.2)."""
+        if not offer.starttls:
+            if tls is None:
+                return offer
+            text = f"{self._host} does not offer STARTTLS, which the route requires"
+            raise ConnectionFault(Reply(code=454, enhanced="4.7.5", text=text))
+        context = self._contexts.verify if tls == "verify" else self._contexts.encrypt
+        try:
+            await wire.start_tls(context, server_hostname=self._host, timeout=self._patience.mail)
+            return await self._hello(wire)
+        except (ConnectionFault, *FAULTS) as error:
+            if tls is None:
+                raise _TlsBroken from error
+            text = f"4.7.5 {self._host}: TLS failed: {type(error).__name__}: {error}"
+            raise ConnectionFault(own(454, text)) from error

@@ -9,6 +9,7 @@ from shared.mail.outcome import Deferred, Delivered, Failed, Outcome, Unsuited
 from shared.mail.route import Route, Transport
 from tests.integration.conftest import MESSAGE, delivery
 from tests.integration.rooms import SmtpRoom, open_smtp
+from tests.integration.test_smtp_faults import impatient
 from tests.peers.dns import Fault
 from tests.peers.smtp import END_OF_DATA, HELO_ONLY, Behaviour, ScriptedSmtpPeer, SmtpPeer
 
@@ -190,13 +191,16 @@ class TestNextTarget:
             assert 4 == len(peer.received)
 
     async def test_a_target_that_says_nothing_does_not_use_up_the_attempt(
-        self, room: SmtpRoom, monkeypatch: pytest.MonkeyPatch
+        self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It has more addresses than there is time for; the next target must have its turn in this attempt."""
-        monkeypatch.setattr("shared.delivery.smtp.GREETING", 0.2)
         monkeypatch.setattr("workers.smtp.transport.PATIENCE", 0.1)
         silent = Behaviour(greeting=None)
-        async with room.peer("10 b.example.", silent) as first, room.peer("10 b.example.", silent) as second:
+        async with (
+            impatient() as room,
+            room.peer("10 b.example.", silent) as first,
+            room.peer("10 b.example.", silent) as second,
+        ):
             assert isinstance(await one(room, route=ruled("b.example", "c.example")), Unsuited)
             assert 1 == first.connections + second.connections
             assert isinstance(await one(room, route=ruled("b.example")), Deferred)
@@ -281,13 +285,6 @@ class TestReplies:
         async with room.peer("10 mx1.example.", Behaviour(refuse=replies)):
             outcomes = await deliver(room, "ok@a.example", "n1@a.example", "n2@a.example", "z@a.example")
         assert [Deferred, Failed, Deferred, Deferred] == [type(each) for each in outcomes.values()]
-
-    async def test_a_stalled_host_is_left(self, room: SmtpRoom, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The time-outs of RFC 5321 4.5.3.2 end a wait that the host does not."""
-        monkeypatch.setattr("shared.delivery.smtp.COMMAND", 0.2)
-        async with room.peer("10 mx1.example.", Behaviour(stall_at="MAIL")), room.peer("20 mx2.example.") as second:
-            assert isinstance(await one(room), Delivered)
-            assert 1 == len(second.received)
 
     async def test_an_old_server_is_greeted_with_helo(self, room: SmtpRoom) -> None:
         """RFC 5321 3.2: a server that knows no EHLO gets HELO, and no extensions."""

@@ -154,15 +154,6 @@ class TestTls:
             assert [Delivered] == [type(each) for each in await deliver(room)]
             assert [False] == [each.tls for each in peer.received]
 
-    async def test_a_handshake_that_never_ends_falls_back_too(
-        self, room: SmtpRoom, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """After the time-out."""
-        monkeypatch.setattr("shared.delivery.smtp.COMMAND", 0.3)
-        async with room.peer("10 mx1.example.", Behaviour(starttls="silent")) as peer:
-            assert [Delivered] == [type(each) for each in await deliver(room)]
-            assert [False] == [each.tls for each in peer.received]
-
     @pytest.mark.parametrize(
         ("tls", "names", "signed", "taken"),
         [

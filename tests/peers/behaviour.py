@@ -7,8 +7,15 @@ from typing import Final, Literal
 END_OF_DATA: Final = "."
 """The name of the final dot wherever a command is named."""
 
+GREETING: Final = "GREETING"
+"""The name of the greeting where a command is named, for `extra`, `raw`, `endless_at` and hanging up."""
+
 EXTENSIONS: Final = ("PIPELINING", "SIZE 67108864", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES")
 
+PAUSE: Final = 2.0
+"""Seconds for which a peer that reads nothing of a message reads nothing."""
+
+Reads = Literal["all", "slowly", "nothing"]
 StartTls = Literal["honest", "hidden", "broken", "silent"]
 
 
@@ -30,6 +37,13 @@ class Behaviour:
         replies: Verb to the reply sent in place of the ordinary one. 421 closes the connection.
         refuse: Recipient to the reply for its RCPT.
         delays: Verb to seconds before its reply.
+        extra: Verb to lines sent right after its reply, which no command asked for.
+        extra_after: Seconds before they are sent; 0 sends them with the reply.
+        raw: Verb to the bytes sent in place of its reply, with nothing added.
+        endless_at: The reply to this command never ends.
+        drip: Seconds between two lines of it.
+        data_anyway: DATA gets 354 although no recipient, or no sender, was accepted.
+        reads: What of a message: "slowly" is a part of it at a time, "nothing" is all only after `PAUSE`, and no reply.
         hang_up_at: Close before the reply to this command.
         hang_up_after: Close right after the reply to this command.
         stall_at: Never reply to this command, and keep the connection open.
@@ -45,6 +59,13 @@ class Behaviour:
     replies: Mapping[str, str] = field(default_factory=dict)
     refuse: Mapping[str, str] = field(default_factory=dict)
     delays: Mapping[str, float] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=dict)
+    extra_after: float = 0
+    raw: Mapping[str, bytes] = field(default_factory=dict)
+    endless_at: str | None = None
+    drip: float = 0
+    data_anyway: bool = False
+    reads: Reads = "all"
     hang_up_at: str | None = None
     hang_up_after: str | None = None
     stall_at: str | None = None

@@ -3,11 +3,12 @@
 import asyncio
 import re
 import ssl
-from typing import Protocol
+from typing import Protocol, cast
 
-from tests.peers.behaviour import END_OF_DATA, Behaviour
+from tests.peers.behaviour import END_OF_DATA, GREETING, PAUSE, Behaviour
 from tests.peers.inbox import Received, now
 
+SLOWLY = 12  # pauses within one message
 SIMPLE = {
     "DATA": "503 5.5.1 need RCPT first",
     "RSET": "250 2.0.0 OK",
@@ -79,11 +80,13 @@ class Dialogue:
         if limit is not None and self.peer.open_connections > limit:
             await self._send("421 4.7.0 too many connections")
         greeting = self.behaviour.greeting
+        if self.behaviour.hang_up_at == GREETING:
+            raise HungUpError
         if isinstance(greeting, bytes):
             self.writer.write(greeting)
         elif greeting is not None:
             self.shut = re.match(r"[45]\d\d", greeting) is not None
-            await self._send(greeting.replace("{name}", self.peer.name))
+            await self._reply(GREETING, greeting.replace("{name}", self.peer.name))
 
     async def _serve(self, verb: str, argument: str) -> None:
         scripted = await self._script(verb)
@@ -93,7 +96,7 @@ class Dialogue:
             await self._reply(verb, scripted)
         elif verb == "STARTTLS":
             await self._starttls()
-        elif verb == "DATA" and self.rcpt_to:
+        elif verb == "DATA" and (self.rcpt_to or self.behaviour.data_anyway):
             await self._data()
         else:
             await self._reply(verb, self._ordinary(verb, argument))
@@ -170,7 +173,10 @@ class Dialogue:
         return "250 2.1.5 OK"
 
     async def _data(self) -> None:
+        if self.behaviour.reads != "all":
+            cast("asyncio.Transport", self.writer.transport).pause_reading()
         await self._reply("DATA", "354 end with a dot")
+        await self._linger()
         body = await self._body()
         self.peer.saw(END_OF_DATA)
         message = Received(
@@ -186,6 +192,21 @@ class Dialogue:
         self.messages += 1
         await self._settle(message)
 
+    async def _linger(self) -> None:
+        """Read the message as late as the behaviour says; nothing of it is read yet."""
+        transport = cast("asyncio.Transport", self.writer.transport)
+        if self.behaviour.reads == "slowly":
+            for _ in range(SLOWLY):
+                await asyncio.sleep(0.1)
+                transport.resume_reading()
+                await asyncio.sleep(0.001)  # one or two rounds of the loop
+                transport.pause_reading()
+        if self.behaviour.reads == "nothing":
+            await asyncio.sleep(PAUSE)
+            transport.resume_reading()
+            await self._stall()
+        transport.resume_reading()
+
     async def _body(self) -> bytes:
         """Read to CRLF.CRLF; a dot after a bare LF ends nothing and is not unstuffed (RFC 5321 4.1.1.4)."""
         lines = []
@@ -195,7 +216,8 @@ class Dialogue:
 
     async def _settle(self, message: Received) -> None:
         """Record first, then reply: a server whose reply is late or lost has the message all the same."""
-        reply = self.behaviour.replies.get(END_OF_DATA, "250 2.0.0 queued")
+        usual = "250 2.0.0 queued" if message.rcpt_to else "554 5.5.1 no valid recipients"
+        reply = self.behaviour.replies.get(END_OF_DATA, usual)
         unanswered = END_OF_DATA in {self.behaviour.hang_up_at, self.behaviour.stall_at}
         self.peer.record(message, accepted=reply.startswith("2") and not unanswered)
         await self._script(END_OF_DATA)
@@ -205,7 +227,7 @@ class Dialogue:
         if not self._offers_tls:
             await self._reply("STARTTLS", "502 5.5.1 no TLS here")
             return
-        await self._send("220 2.0.0 go ahead")
+        await self._reply("STARTTLS", "220 2.0.0 go ahead")
         if self.behaviour.starttls == "silent":
             await self._stall()
         if self.behaviour.starttls == "broken" or self.peer.tls is None:
@@ -217,9 +239,25 @@ class Dialogue:
         self._reset()
 
     async def _reply(self, verb: str, reply: str) -> None:
-        await self._send(reply)
+        extra = self.behaviour.extra.get(verb)
+        if self.behaviour.endless_at == verb:
+            await self._endlessly()
+        if (raw := self.behaviour.raw.get(verb)) is not None:
+            self.writer.write(raw)
+        elif extra is None or self.behaviour.extra_after:
+            await self._send(reply)
+        else:
+            await self._send(f"{reply}\n{extra}")
+        if extra is not None and self.behaviour.extra_after:
+            await asyncio.sleep(self.behaviour.extra_after)
+            await self._send(extra)
         if self.behaviour.hang_up_after == verb:
             raise HungUpError
+
+    async def _endlessly(self) -> None:
+        while True:
+            await self._send("250-and another thing")
+            await asyncio.sleep(self.behaviour.drip)
 
     async def _send(self, reply: str) -> None:
         self.writer.write(reply.replace("\n", "\r\n").encode("utf-8", "surrogateescape") + b"\r\n")

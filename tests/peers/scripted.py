@@ -36,7 +36,7 @@ class ScriptedSmtpPeer(Inbox):
         self.tls = tls
         self.behave(*behaviours)
         self._server: asyncio.Server | None = None
-        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._open: dict[asyncio.Task[None], Dialogue] = {}
 
     @property
     def open_connections(self) -> int:
@@ -46,6 +46,12 @@ class ScriptedSmtpPeer(Inbox):
     def behave(self, *behaviours: Behaviour) -> None:
         """Let the connections from now on follow these behaviours; open ones keep theirs."""
         self._script = list(behaviours) or [WELL_BEHAVED]
+
+    def mend(self, behaviour: Behaviour = WELL_BEHAVED) -> None:
+        """Let every connection follow this behaviour from its next command on, also those that are open."""
+        self.behave(behaviour)
+        for dialogue in self._open.values():
+            dialogue.behaviour = behaviour
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._connected, self.host, self.port, limit=LONGEST_LINE)
@@ -64,13 +70,13 @@ class ScriptedSmtpPeer(Inbox):
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._open[task] = writer
         behaviour = self._script.pop(0) if len(self._script) > 1 else self._script[0]
-        dialogue = Dialogue(self, behaviour, reader, writer, number=self.connected())
+        dialogue = self._open[task] = Dialogue(self, behaviour, reader, writer, number=self.connections + 1)
+        self.connected()
         try:
             await dialogue.run()
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError, ssl.SSLError):
-            pass  # the client is gone, or the peer is closing
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError, ssl.SSLError, RuntimeError):
+            pass  # the client is gone, for which uvloop has a RuntimeError, or the peer is closing
         finally:
             del self._open[task]
             await _close(writer)

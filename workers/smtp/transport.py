@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 import msgspec
 
 from shared.delivery.resolver import Resolver
-from shared.delivery.smtp import ConnectionFault, Session, open_session
+from shared.delivery.smtp import TIMEOUTS, ConnectionFault, LoopFault, Session, Timeouts, open_session
 from shared.delivery.tls import Contexts
 from shared.mail.envelope import Delivery
-from shared.mail.outcome import Deferred, Failed, Outcome, Unsuited, classify
+from shared.mail.outcome import Deferred, Delivered, Failed, Outcome, Unsuited, classify
 from shared.mail.reply import Reply
 from shared.mail.route import Target
 from shared.runtime import main
@@ -54,15 +54,13 @@ class SmtpTransport:
                     break
                 tried += 1
                 hop = Hop(host=host, address=address, port=port, tls=delivery.route.tls)
-                try:
-                    replies = await self._send(hop, delivery, message)
-                except ConnectionFault as error:
-                    # Also a greeting of 554: this host takes no mail at all (RFC 5321 3.1), but another one may.
-                    faults.append(Deferred(error.reply))
-                    if error.sent:  # another host would perhaps get it a second time
-                        return dict.fromkeys(recipients, faults[-1])
-                else:
-                    return {recipient: classify(replies[recipient]) for recipient in recipients}
+                answer = await self._try(hop, delivery, message)
+                if isinstance(answer, Mapping):
+                    return answer
+                faults.append(answer)
+                if isinstance(answer, Failed):
+                    # Ourselves: the hosts after us have a worse preference, and would give it back (RFC 5321 5.1).
+                    return dict.fromkeys(recipients, _mildest(faults))
         fault = _mildest(faults)
         # No host has answered for the message or may have taken it: the next target cannot get it a second time.
         return dict.fromkeys(recipients, Unsuited(fault.reply) if delivery.has_next else fault)
@@ -75,7 +73,22 @@ class SmtpTransport:
         hosts = await self._resolver.mail_hosts(delivery.domain)
         return [(host, self._smtp_port) for host in hosts] if isinstance(hosts, list) else hosts
 
-    async def _send(self, hop: Hop, delivery: Delivery, message: bytes) -> Mapping[str, Reply]:
+    async def _try(self, hop: Hop, delivery: Delivery, message: bytes) -> Mapping[str, Outcome] | Deferred | Failed:
+        """Return each recipient's outcome, or why the host cannot be talked to, when another one may be tried."""
+        try:
+            return await self._send(hop, delivery, message)
+        except LoopFault as error:
+            if not delivery.route.targets:
+                return Failed(error.reply)
+            # The rule sends it here, and the operator mends the rule.
+            return Deferred(msgspec.structs.replace(error.reply, code=451, enhanced="4.4.6"))
+        except ConnectionFault as error:
+            # Also a greeting of 554: this host takes no mail at all (RFC 5321 3.1), but another one may.
+            fault = Deferred(error.reply)
+            # Once the message was on its way, another host would perhaps get it a second time.
+            return dict.fromkeys(delivery.envelope.rcpt_to, fault) if error.sent else fault
+
+    async def _send(self, hop: Hop, delivery: Delivery, message: bytes) -> Mapping[str, Outcome]:
         """Send on a kept connection; one that the host closed while it was idle is replaced once."""
         session = await self._connections.take(hop)
         kept = session.messages > 0
@@ -86,12 +99,17 @@ class SmtpTransport:
                 raise
         return await self._on(await self._connections.take(hop, fresh=True), hop, delivery, message)
 
-    async def _on(self, session: Session, hop: Hop, delivery: Delivery, message: bytes) -> Mapping[str, Reply]:
-        envelope = delivery.envelope
+    async def _on(self, session: Session, hop: Hop, delivery: Delivery, message: bytes) -> Mapping[str, Outcome]:
         try:
-            return await session.send(envelope.mail_from, envelope.rcpt_to, message, smtputf8=envelope.smtputf8)
+            replies = await session.send(delivery.envelope, message)
         finally:
             self._connections.give(hop, session)
+        return {each: _outcome(replies[each], reports=session.reports) for each in delivery.envelope.rcpt_to}
+
+
+def _outcome(reply: Reply, *, reports: bool) -> Outcome:
+    outcome = classify(reply)
+    return Delivered(reply, reports=True) if reports and isinstance(outcome, Delivered) else outcome
 
 
 def _mildest(faults: Sequence[Deferred | Failed]) -> Deferred | Failed:
@@ -102,13 +120,13 @@ def _mildest(faults: Sequence[Deferred | Failed]) -> Deferred | Failed:
 
 
 @contextlib.asynccontextmanager
-async def open_transport(settings: Settings) -> AsyncIterator[SmtpTransport]:
+async def open_transport(settings: Settings, *, patience: Timeouts = TIMEOUTS) -> AsyncIterator[SmtpTransport]:
     """Open the transport on the running loop; end its connections at the end."""
     contexts = Contexts(settings.ca_file)
 
     async def open_(hop: Hop) -> Session:
         fields = msgspec.structs.asdict(hop)
-        return await open_session(**fields, contexts=contexts, hostname=settings.hostname)
+        return await open_session(**fields, contexts=contexts, hostname=settings.hostname, patience=patience)
 
     connections = Connections(open_)
     resolver = Resolver(settings.dns_servers, allow_private=settings.allow_private_targets)

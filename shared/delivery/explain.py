@@ -167,7 +167,7 @@ def _parts(rules: Iterable[Rule]) -> Mapping[str, float]:
 async def _hops(domain: str, route: Route, settings: Settings) -> tuple[tuple[Hop, ...], str | None]:
     if (fault := route.fault()) is not None:
         return (), f"the mail waits until the rule is mended: {fault}"
-    resolver = Resolver(settings.dns_servers, allow_private=settings.allow_private_targets)
+    resolver = Resolver(settings.dns_servers, allow_private=settings.allow_private_targets, hostname=settings.hostname)
     if route.targets:
         ruled = [hop for text in route.targets for hop in _tries(text, route, settings)]
         return await _found(ruled, resolver, ruled=True), None

@@ -28,7 +28,14 @@ _NO_SUCH_DOMAIN = Failed(Reply(code=550, enhanced="5.1.2", text="the domain does
 _NULL_MX = Failed(Reply(code=556, enhanced="5.1.10", text="the domain accepts no mail (null MX, RFC 7505)"))
 _NO_HOST = Failed(Reply(code=550, enhanced="5.4.4", text="the domain has neither a mail host nor an address"))
 _NOT_PUBLIC = Failed(Reply(code=550, enhanced="5.4.4", text="the domain points to addresses that are not public"))
-_OURSELVES = Failed(Reply(code=554, enhanced="5.4.6", text="the domain's best mail host is this one"))
+# A mail server beside the fleet often has the same name. Its mail, and reports to its users, wait to be told apart: a
+# bounce would end them, and a report is not even bounced.
+IF_WE_ARE_NOT = "make a rule for the domain, or give pushpush a name of its own (PUSHPUSH_HOSTNAME)"
+_OURSELVES = Deferred(
+    Reply(
+        code=451, enhanced="4.4.6", text=f"the domain's best mail host is this one, so mail would loop: {IF_WE_ARE_NOT}"
+    )
+)
 
 # Not reachable over the Internet, whatever this Python's `is_global` says: protocol assignments (RFC 6890), 6to4 relays
 # (RFC 7526), documentation (RFC 9637), and 6to4 itself (RFC 3056), which leads to any IPv4 address its owner likes.
@@ -158,7 +165,7 @@ def _is_alias(error: dns.resolver.NXDOMAIN) -> bool:
     return bool(error.canonical_name != error.kwargs["qnames"][0])
 
 
-def _by_preference(answer: dns.resolver.Answer, ourselves: str) -> list[str] | Failed:
+def _by_preference(answer: dns.resolver.Answer, ourselves: str) -> list[str] | Deferred | Failed:
     assert answer.rrset is not None  # `resolve` raises NoAnswer instead
     records = [record for record in answer.rrset.processing_order() if isinstance(record, MX)]
     # Beside other hosts a null MX is a mistake (RFC 7505 3), and no reason to bounce mail that those would take.

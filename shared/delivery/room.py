@@ -10,24 +10,30 @@ from shared.broker.link import Link
 from shared.broker.publisher import Publisher
 from shared.broker.settle import Settler
 from shared.delivery.actor import Actor, Deliver, Transport
+from shared.delivery.memory import Memory
 from shared.runtime import health, main
 from shared.runtime.health import Health
 from shared.runtime.settings import Settings
 from shared.store.bodies import Bodies
 from shared.store.deferred import Deferred
+from shared.store.hops import NextHops
 from shared.store.pool import Pool
 
 _QUEUES = {"https": topology.HTTPS, "smtp": topology.SMTP}
 GRACE = 25.0  # seconds to finish what runs at the end; less than Kubernetes' 30
 
-Open = Callable[[Settings], contextlib.AbstractAsyncContextManager[Deliver]]
+Open = Callable[[Settings, Pool, Memory], contextlib.AbstractAsyncContextManager[Deliver]]
 
 
 def run(by: Transport, open_transport: Open) -> None:
     """Run a delivery room until SIGTERM or SIGINT."""
 
     async def work(settings: Settings, stop: asyncio.Event) -> None:
-        async with _parts(by, settings) as (state, pool, link), open_transport(settings) as transport:
+        async with (
+            _parts(by, settings) as (state, pool, link),
+            _memory(pool) as memory,
+            open_transport(settings, pool, memory) as transport,
+        ):
             publisher = Publisher(link)
             settler = Settler(publisher, Deferred(pool), hostname=settings.hostname, schedule=settings.schedule)
             actor = Actor(
@@ -60,6 +66,13 @@ async def _parts(by: Transport, settings: Settings) -> AsyncIterator[tuple[Healt
     finally:
         stop_serving()
         await pool.close()
+
+
+@contextlib.asynccontextmanager
+async def _memory(pool: Pool) -> AsyncIterator[Memory]:
+    memory = Memory(NextHops(pool))
+    async with main.background(memory.follow()):
+        yield memory
 
 
 async def _consume(worker: DeliveryWorker, state: Health, stop: asyncio.Event) -> None:

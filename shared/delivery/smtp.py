@@ -126,6 +126,7 @@ async def open_session(
     tls: Tls | None,
     contexts: Contexts,
     hostname: str,
+    ruled: bool = True,
     patience: Timeouts = TIMEOUTS,
 ) -> Session:
     """Connect to one address of a host and get ready to send.
@@ -137,13 +138,14 @@ async def open_session(
         tls: `verify` and `encrypt` require STARTTLS, `none` leaves it out; None uses it where it works.
         contexts: TLS contexts.
         hostname: What we call ourselves in EHLO.
+        ruled: A rule names the host; else one with our own name counts as ourselves.
         patience: How long to wait for what.
 
     Raises:
         ConnectionFault: The host cannot be reached, or refuses the connection, or its TLS is not as demanded.
-        LoopFault: The host is ourselves.
+        LoopFault: The host is ourselves, and no rule names it.
     """
-    opening = _Opening(host, address, port, contexts, hostname, patience)
+    opening = _Opening(host, address, port, contexts, hostname, patience, may_be_ourselves=ruled)
     try:
         return Session(await opening.run(tls))
     except _TlsBroken as error:
@@ -161,7 +163,15 @@ class _Opening:
     """The way to an open connection."""
 
     def __init__(  # noqa: PLR0917 - as in `open_session`
-        self, host: str, address: str, port: int, contexts: Contexts, hostname: str, patience: Timeouts
+        self,
+        host: str,
+        address: str,
+        port: int,
+        contexts: Contexts,
+        hostname: str,
+        patience: Timeouts,
+        *,
+        may_be_ourselves: bool,
     ) -> None:
         self._host = host
         self._address = address
@@ -169,6 +179,7 @@ class _Opening:
         self._contexts = contexts
         self._hostname = hostname
         self._patience = patience
+        self._may_be_ourselves = may_be_ourselves
 
     async def run(self, tls: Tls | None) -> Exchange:
         wire = Wire()
@@ -184,7 +195,7 @@ class _Opening:
         except BaseException:
             wire.close()  # also when cancelled: a host that stalls would keep the connection
             raise
-        if offer.name.lower() == self._hostname.lower():
+        if not self._may_be_ourselves and offer.name.lower() == self._hostname.lower():
             wire.close()
             raise LoopFault(self._host)
         return Exchange(wire, self._host, offer, self._patience)

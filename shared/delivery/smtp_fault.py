@@ -4,6 +4,7 @@ import ssl
 
 from aiosmtplib import SMTPException, SMTPResponseException
 
+from shared.delivery.resolver import IF_WE_ARE_NOT
 from shared.mail.reply import Reply
 
 # What aiosmtplib and the loop raise when a connection breaks, or what is on it is no SMTP.
@@ -28,7 +29,7 @@ class LoopFault(ConnectionFault):
     """The host is this fleet itself: it calls itself by our name (RFC 5321 5.1)."""
 
     def __init__(self, host: str) -> None:
-        super().__init__(own(554, f"5.4.6 mail loops back to this host: {host} has our own name"))
+        super().__init__(own(451, f"4.4.6 {host} has our own name, so mail would loop: {IF_WE_ARE_NOT}"))
 
 
 class OutOfStep(SMTPResponseException):

@@ -18,7 +18,9 @@ from shared.runtime.health import Health
 from shared.runtime.settings import Settings
 from shared.store.bodies import Bodies
 from shared.store.deferred import Deferred
+from shared.store.hops import NextHops
 from shared.store.overrides import Overrides
+from shared.store.policies import StoredPolicies
 from shared.store.pool import Pool
 from shared.store.routers import Routers
 
@@ -101,7 +103,7 @@ async def end_rules(pool: Pool, publisher: Publisher) -> None:
 
 
 async def prune(pool: Pool, publisher: Publisher, max_age: timedelta) -> None:
-    """Delete stored bodies that nothing can refer to any more, and routers long gone; never ends."""
+    """Delete what nothing can refer to any more: bodies, routers, what was known of next hops, policies; never ends."""
     while True:
         await asyncio.sleep(PRUNE)
         try:
@@ -109,6 +111,8 @@ async def prune(pool: Pool, publisher: Publisher, max_age: timedelta) -> None:
             # at what was set aside.
             bodies = await Bodies(pool).prune(now() - max_age - KEPT, freed_before=now() - max_age - DOUBLES)
             routers = await _forget(Routers(pool), publisher)
+            await NextHops(pool).prune()
+            await StoredPolicies(pool).prune(now())
         except FleetError as error:
             log.warning("cannot prune, trying on", error=str(error))
         else:

@@ -17,12 +17,16 @@ _SWEEP = 2.0  # seconds between two looks for connections that have been idle to
 
 
 class Hop(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to a host. Two rules that demand different TLS never share a connection."""
+    """One way to a host. Two rules that demand different TLS never share a connection.
+
+    `ruled`: a rule names the host, so it may be ourselves, or another program on our machine under the same name.
+    """
 
     host: str
     address: str
     port: int
     tls: Tls | None
+    ruled: bool
 
 
 class Connections:

@@ -10,6 +10,7 @@ or never, soon holds all of them, and the mail for everybody else waits behind i
 """
 
 import asyncio
+import enum
 import time
 from collections import deque
 from collections.abc import Callable
@@ -26,8 +27,8 @@ log = structlog.get_logger()
 
 FAILURES = 5  # connection failures in a row
 SUSPENDED = 30.0  # seconds without an attempt; then one probe
-_SOON = 0.25  # seconds: a turn that is expected within them is waited for, at the cost of a place in the worker
-_WAIT = 1.0  # seconds: the longest wait when it is not known how long a delivery takes there
+# Seconds: a turn that is expected within them is waited for, at the cost of a place in the worker; and no turn longer.
+_SOON = 0.25
 _FURTHEST = 300.0  # seconds: the latest time to come back; a hop may have become quick again meanwhile
 _LEAST = 0.05  # seconds that a delivery is taken to last at least, when places in the row are given out
 _IDLE = 600.0  # seconds after which a hop that nobody goes to is forgotten
@@ -108,6 +109,14 @@ class Gate:
         self._hops = {name: hop for name, hop in self._hops.items() if hop.busy or hop.used > idle_since}
 
 
+class _Word(enum.Enum):
+    """What one that waits is told."""
+
+    GO = enum.auto()
+    FULL = enum.auto()
+    SUSPENDED = enum.auto()
+
+
 class _Hop:
     def __init__(self, name: str, share: int, told: Told | None, clock: Callable[[], float]) -> None:
         self._name = name
@@ -115,7 +124,7 @@ class _Hop:
         self._told = told
         self._clock = clock
         self._running: dict[Turn, None] = {}  # the oldest first
-        self._waiting: deque[asyncio.Future[bool]] = deque()  # True is a turn, False that it is suspended now
+        self._waiting: deque[asyncio.Future[_Word]] = deque()
         self._promised = 0  # turns given to some that waited and do not run yet
         self._seconds = 0.0  # that a delivery takes, as a moving average
         self._room_at = 0.0  # the last place in the row that was given out
@@ -143,25 +152,33 @@ class _Hop:
         return await self._wait()
 
     async def _wait(self) -> Turn | Busy | Deferred:
-        place: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        place: asyncio.Future[_Word] = loop.create_future()
         self._waiting.append(place)
+        timer = loop.call_later(_SOON, self._give_up, place)
         try:
-            await asyncio.wait((place,), timeout=_WAIT)
+            word = await place
         except asyncio.CancelledError:
-            if place.done() and place.result():
+            if place.cancelled():
+                self._waiting.remove(place)
+            elif place.result() is _Word.GO:
                 self._promised -= 1  # given to us just as we went
                 self._pass_on()
             raise
         finally:
-            if not place.done():
-                self._waiting.remove(place)
+            timer.cancel()
         now = self._clock()
-        if not place.done():
+        if word is _Word.FULL:
             return self._turn_away(now)
-        if not place.result():
+        if word is _Word.SUSPENDED:
             return self._put_off(now)
         self._promised -= 1
         return self._begin(now) if self._suspended_until is None else self._put_off(now)
+
+    def _give_up(self, place: "asyncio.Future[_Word]") -> None:
+        if not place.done():
+            self._waiting.remove(place)
+            place.set_result(_Word.FULL)
 
     @property
     def _room(self) -> bool:
@@ -183,12 +200,13 @@ class _Hop:
     def _pass_on(self) -> None:
         if self._waiting and self._room:
             self._promised += 1
-            self._waiting.popleft().set_result(True)
+            self._waiting.popleft().set_result(_Word.GO)
 
     def _duration(self, now: float) -> float:
-        """Return how long a delivery takes there: what the last ones took, or what the oldest has taken already."""
+        """Return how long a delivery takes there: as the last ones did, or twice what the oldest has taken already."""
         oldest = next(iter(self._running), None)
-        return max(self._seconds, 0.0 if oldest is None else now - oldest.began)
+        age = 0.0 if oldest is None else now - oldest.began
+        return self._seconds if age <= self._seconds else 2 * age
 
     def _turn_away(self, now: float) -> Busy:
         _TURNED_AWAY.labels("busy").inc()
@@ -224,6 +242,6 @@ class _Hop:
             log.warning("next hop suspended", hop=self._name, failures=self._failures, reply=str(reply))
         self._suspended_until = self._clock() + SUSPENDED
         while self._waiting:
-            self._waiting.popleft().set_result(False)
+            self._waiting.popleft().set_result(_Word.SUSPENDED)
         if self._told is not None:
             self._told.suspended(self._name, SUSPENDED, str(reply))

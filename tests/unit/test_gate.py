@@ -102,30 +102,31 @@ async def test_turns_are_given_in_the_order_of_asking_and_never_too_many(clock: 
 async def test_a_slow_hop_turns_away_and_each_gets_a_place_in_the_row(clock: Clock) -> None:
     """Deliveries of 30 s, two at once: there is room every 15 s."""
     gate = Gate(2, clock=clock)
+    with await turn(gate):
+        clock.time += 30
     for _ in range(2):
         await turn(gate)
-    clock.time += 30
     waits = [await gate.turn(HOP) for _ in range(3)]
     assert [15, 30, 45] == [each.seconds for each in waits if isinstance(each, Busy)]
 
 
 async def test_what_has_come_back_takes_no_place_twice(clock: Clock) -> None:
-    """The row moves on with time."""
+    """The row moves on with time. What has taken so long is expected to take as long again."""
     gate = Gate(1, clock=clock)
     await turn(gate)
     clock.time += 10
-    assert [10, 20] == [each.seconds for each in [await gate.turn(HOP) for _ in range(2)] if isinstance(each, Busy)]
+    assert [20, 40] == [each.seconds for each in [await gate.turn(HOP) for _ in range(2)] if isinstance(each, Busy)]
     clock.time += 20
     back = await gate.turn(HOP)
     assert isinstance(back, Busy)
-    assert back.seconds == 30  # the one that runs has taken 30 s by now
+    assert back.seconds == 20 + 60  # behind the two, and the one that runs has taken 30 s by now
 
 
 async def test_nobody_waits_long_for_a_hop_that_nothing_is_known_of(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first burst to a dead destination gives its places in the worker back after a second."""
-    monkeypatch.setattr(gate_module, "_WAIT", 0.01)
+    """The first burst to a dead destination gives its places in the worker back after a moment."""
+    monkeypatch.setattr(gate_module, "_SOON", 0.01)
     gate = Gate(1, clock=clock)
     held = await turn(gate)
     assert isinstance(await gate.turn(HOP), Busy)

@@ -9,8 +9,10 @@ from datetime import datetime
 
 import msgspec
 
+from shared.delivery.mta_sts import Policies
 from shared.delivery.resolver import Resolver
-from shared.delivery.tls import for_https
+from shared.delivery.tls import Contexts, for_https
+from shared.mail.mta_sts import Demand, demand
 from shared.mail.outcome import Failed
 from shared.mail.route import Route, Target, Tls
 from shared.mail.rule import WHOLE, Rule
@@ -18,10 +20,12 @@ from shared.mail.rulebook import Rulebook, keys_for
 from shared.runtime.settings import Settings
 from shared.store.hops import NextHops, Remembered
 from shared.store.overrides import ConflictError, Overrides, Recorded
+from shared.store.policies import StoredPolicies
 from shared.store.pool import Pool
 from shared.store.routers import Router, Routers
 from shared.store.rulebooks import Rulebooks
 
+_PATIENCE = 5.0  # seconds for the host of a domain's MTA-STS policy
 _CHANGES = 10_000  # of one key that are looked through for the one that was in force
 _HTTPS: dict[Tls, str] = {
     "verify": "encrypted, the certificate is verified by the name",
@@ -77,6 +81,7 @@ class Explained(msgspec.Struct, frozen=True, kw_only=True):
         beaten: The other rules for the domain.
         share: Percent of the messages by the key that takes them, "" for none; empty when all go the same way.
         fault: Why nothing is tried, and what becomes of the mail, when there are no hops.
+        policy: The mode of the domain's MTA-STS policy, which holds without a rule; None when there is none.
         agree: There are live routers, and each has applied the released version.
     """
 
@@ -90,6 +95,7 @@ class Explained(msgspec.Struct, frozen=True, kw_only=True):
     share: Mapping[str, float]
     hops: tuple[Hop, ...]
     fault: str | None
+    policy: str | None
     routers: tuple[Applied, ...]
     agree: bool
 
@@ -113,7 +119,7 @@ async def explain(
     changes = {key: await overrides.history(key, limit=_CHANGES) for key in keys}
     rule = next(book.matching(domain), None) if message_id is None else book.lookup(domain, message_id)
     route = Route(version=book.version) if rule is None else rule.route(book.version)
-    hops, fault = await _hops(domain, route, settings)
+    hops, fault, policy = await _hops(domain, route, settings, pool)
     hops = await _with_known(hops, domain, NextHops(pool))
     routers = [
         Applied(**msgspec.structs.asdict(each), current=each.applied >= versions.released)
@@ -131,6 +137,7 @@ async def explain(
         share=_parts(book.matching(domain)),
         hops=hops,
         fault=fault,
+        policy=policy,
         routers=tuple(routers),
         agree=any(each.live for each in routers) and all(each.current for each in routers if each.live),
     )
@@ -164,18 +171,33 @@ def _parts(rules: Iterable[Rule]) -> Mapping[str, float]:
     return some if len(some) > 1 else {}
 
 
-async def _hops(domain: str, route: Route, settings: Settings) -> tuple[tuple[Hop, ...], str | None]:
+async def _hops(
+    domain: str, route: Route, settings: Settings, pool: Pool
+) -> tuple[tuple[Hop, ...], str | None, str | None]:
+    """Return the hops, why there are none, and the mode of the domain's policy."""
     if (fault := route.fault()) is not None:
-        return (), f"the mail waits until the rule is mended: {fault}"
+        return (), f"the mail waits until the rule is mended: {fault}", None
     resolver = Resolver(settings.dns_servers, allow_private=settings.allow_private_targets, hostname=settings.hostname)
     if route.targets:
         ruled = [hop for text in route.targets for hop in _tries(text, route, settings)]
-        return await _found(ruled, resolver, ruled=True), None
+        return await _found(ruled, resolver, ruled=True), None, None
     hosts = await resolver.mail_hosts(domain)
     if not isinstance(hosts, list):
         what = "is returned" if isinstance(hosts, Failed) else "waits and is tried again"
-        return (), f"the mail {what}: {hosts.reply}"
-    return await _found([_smtp("", host, settings.smtp_port, route) for host in hosts], resolver, ruled=False), None
+        return (), f"the mail {what}: {hosts.reply}", None
+    async with Policies(resolver, Contexts(settings.ca_file), StoredPolicies(pool), patience=_PATIENCE) as policies:
+        policy = await policies.of(domain)
+    mode = None if policy is None else policy.mode
+    demands = {host: demand(policy, host) for host in hosts}
+    if all(each is Demand.SKIP for each in demands.values()):
+        return (), "the mail waits: the domain's MTA-STS policy lists none of its mail hosts", mode
+    verified = msgspec.structs.replace(route, tls="verify")
+    hops = [
+        _smtp("", host, settings.smtp_port, verified if demands[host] is Demand.VERIFY else route)
+        for host in hosts
+        if demands[host] is not Demand.SKIP
+    ]
+    return await _found(hops, resolver, ruled=False), None, mode
 
 
 def _tries(text: str, route: Route, settings: Settings) -> list[Hop]:

@@ -18,6 +18,7 @@ from deploy.local.services import PostgreSQL, RabbitMQ
 from shared.broker import topology
 from shared.broker.link import Link
 from shared.broker.publisher import Publisher
+from shared.mail.route import Transport
 from shared.mail.rule import make_rule
 from shared.runtime.errors import BrokerUnavailable
 from shared.store.overrides import Overrides
@@ -131,11 +132,11 @@ class World:
             finally:
                 running.cancel()
 
-    async def rule(self, key: str, target: str) -> None:
+    async def rule(self, key: str, target: str, *, transport: Transport = "auto") -> None:
         """Save a rule; a fleet that is started later reads it."""
         pool = Pool(self.postgres.url, name="test")
         await pool.open()
-        await Overrides(pool).set(make_rule(key, target), actor="test", release=True)
+        await Overrides(pool).set(make_rule(key, target, transport=transport), actor="test", release=True)
         await pool.close()
 
     async def depths(self) -> dict[str, int]:

@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 
 from shared.delivery.explain import explain
+from shared.mail.mta_sts import Held
 from shared.mail.rule import Rule, make_rule
 from shared.mail.rulebook import Rulebook, keys_for
 from shared.runtime.settings import Settings
 from shared.store.hops import NextHops
 from shared.store.overrides import Overrides
+from shared.store.policies import StoredPolicies
 from shared.store.pool import Pool
 from shared.store.routers import Routers
 from shared.store.rulebooks import Rulebooks
@@ -318,6 +320,22 @@ class TestWay:
         await store.remember("b.example", "suspended", 29, "450 4.4.1 connection refused")
         (direct,) = (await explained(pushpush, "u@b.example"))["hops"]
         assert ["suspended"] == [each["state"] for each in direct["known"]]
+
+    async def test_the_policy_of_the_domain(self, pushpush: CommandLine, dns: DnsPeer, pool: Pool) -> None:
+        """MTA-STS as the transport keeps it: hosts that are not listed are left out, the others verified by name."""
+        dns.add("d.example", "MX", "10 c.example.", "20 b.example.")
+        text = "version: STSv1\nmode: {}\nmx: b.example\nmax_age: 86400\n"
+        said = {}
+        for mode in ("enforce", "testing"):
+            await StoredPolicies(pool).put("d.example", Held.of("1", text.format(mode), datetime.now(UTC)))
+            said[mode] = await explained(pushpush, "d.example")
+        assert [("smtp", "b.example:25")] == ways(said["enforce"])
+        assert ("enforce", "verified by the name") == (
+            said["enforce"]["policy"],
+            said["enforce"]["hops"][0]["tls"].partition("certificate is ")[2],
+        )
+        assert ["c.example:25", "b.example:25"] == [where for _, where in ways(said["testing"])]
+        assert "MTA-STS: the domain's policy is in testing" in (await pushpush(*EXPLAIN, "d.example")).out
 
 
 class TestRouters:

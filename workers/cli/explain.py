@@ -11,6 +11,11 @@ from shared.mail.address import domain_of
 from shared.mail.domain import normalise
 from workers.cli.frame import Fleet, Json, Refusal, Result, ago, printable, run
 
+_POLICY = {
+    "enforce": "enforced, so hosts that it does not list are left out (RFC 8461)",
+    "testing": "in testing, so it changes nothing but the log",
+    "none": "none: the domain has taken it back",
+}
 _KNOWN = {
     "without mxdeliv": "remembered as without mxdeliv, so it is passed over,",
     "suspended": "suspended by a worker, since it did not answer,",
@@ -96,6 +101,8 @@ def _way(found: Explained) -> Iterator[str]:
         yield found.fault
         return
     yield f"way: {_why(found)}"
+    if found.policy is not None:
+        yield f"  MTA-STS: the domain's policy is {_POLICY[found.policy]}"
     for number, hop in enumerate(found.hops, 1):
         yield f"  {number}. {hop.transport.upper()} {hop.where}"
         yield f"     {_addresses(hop)}"

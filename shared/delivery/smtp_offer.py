@@ -46,7 +46,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
             name=next(iter(text.split()), ""),
             pipelining="pipelining" in words,
             sized="size" in words,
-            limit=int(limit) if limit.isascii() and limit.isdigit() and len(limit) < 20 else 0,  # noqa: PLR2004 - RFC 1870 4
+            limit=int(limit) if limit.isascii() and limit.isdigit() and len(limit) < 20 else 0,  # noqa: PLR2004 - RFC 1870 3
             eightbit="8bitmime" in words,
             smtputf8="smtputf8" in words,
             dsn="dsn" in words,

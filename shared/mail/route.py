@@ -1,6 +1,7 @@
 """Where a delivery goes: the targets a rule names, or the destination's own MX hosts when no rule matches."""
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -119,11 +120,20 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         Such mail must wait for the rule to be mended: without the rule it would go where the operator does not want it.
         """
         try:
-            for text in self.targets:
-                Target.parse(text)
+            targets = [Target.parse(text) for text in self.targets]
         except TargetError as error:
             return f"the rule for {self.key} is malformed: {error}"
-        return None
+        why = unmet(targets, self.tls, self.transport)
+        return None if why is None else f"the rule for {self.key} cannot be kept: {why}"
+
+
+def unmet(targets: Iterable[Target], tls: Tls | None, transport: Transport) -> str | None:
+    """Return why a demand on TLS cannot be met by these targets; None when it can."""
+    if tls in ("verify", "encrypt") and transport != "smtp":
+        for each in targets:
+            if each.url is not None and each.url.startswith("http:"):
+                return f"{each.url} is in the clear, but tls is {tls}"
+    return None
 
 
 def parse_targets(text: str) -> tuple[Target, ...]:

@@ -10,7 +10,7 @@ import msgspec
 
 from shared.mail.domain import DomainError, normalise
 from shared.mail.retry import parse_duration
-from shared.mail.route import Route, Target, TargetError, Tls, Transport, parse_targets
+from shared.mail.route import Route, Target, TargetError, Tls, Transport, parse_targets, unmet
 
 MAX_COMMENT = 1_000  # characters
 ANY = "*"
@@ -124,6 +124,8 @@ def make_rule(
         raise RuleError(f"the comment must be one line of at most {MAX_COMMENT} characters")
     if transport == "https" and any(each.smtp_port for each in targets):
         raise RuleError(f"{target!r} names an SMTP port, but the transport is https: write https://HOST:PORT instead")
+    if (why := unmet(targets, tls, transport)) is not None:
+        raise RuleError(f"{why}: write https:// or leave --tls out")
     if share is not None and not 1 <= share <= WHOLE:
         raise RuleError(f"the share {share} is not a percentage from 1 to {WHOLE}")
     return Rule(

@@ -18,7 +18,7 @@ _DOT = re.compile(rb"\r\n\.")
 def normalised(message: bytes) -> bytes:
     """Return the message with CRLF for every bare CR and bare LF, and at its end; itself where nothing is to be done.
 
-    This is what counts for SIZE (RFC 1870 3). NUL, bytes of 8 bits, lines over 998 octets and headers without a body
+    This is what counts for SIZE (RFC 1870 5). NUL, bytes of 8 bits, lines over 998 octets and headers without a body
     stay as they are: whoever wrote them has signed them.
     """
     if _BARE_CR.search(message) or _BARE_LF.search(message):

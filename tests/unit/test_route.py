@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shared.mail.route import Route, Target, TargetError, parse_targets
+from shared.mail.route import Route, Target, TargetError, Tls, parse_targets
 from tests.unit.strategies import hostile_text, ports, routes, target_texts
 
 
@@ -172,6 +172,17 @@ def test_a_malformed_target_is_the_route_s_fault(targets: tuple[str, ...], expec
     """A rule written with psql may be malformed: its mail waits for the rule to be mended, and the words say which."""
     fault = Route(version=1, key="a.com", targets=targets).fault()
     assert fault is None if expected is None else fault is not None and fault.startswith(expected)
+
+
+@pytest.mark.parametrize("tls", ["verify", "encrypt"])
+def test_a_demand_that_cannot_be_met_is_the_route_s_fault(tls: Tls) -> None:
+    """In the clear nothing is verified or encrypted; by SMTP alone the URL does not matter."""
+    targets = ("b.com", "http://c.com/mxdeliv")
+    fault = Route(version=1, key="a.com", targets=targets, tls=tls).fault()
+    assert fault is not None
+    assert f"http://c.com/mxdeliv is in the clear, but tls is {tls}" in fault
+    for met in (Route(version=1, targets=targets, tls=tls, transport="smtp"), Route(version=1, targets=targets)):
+        assert met.fault() is None
 
 
 @given(routes)

@@ -121,6 +121,15 @@ def test_a_rule_that_points_at_itself_is_refused(key: str, target: str) -> None:
         make_rule(key, target)
 
 
+@pytest.mark.parametrize("tls", ["verify", "encrypt"])
+def test_a_demand_that_the_target_cannot_meet_is_refused(tls: Tls) -> None:
+    """Never in the clear when the operator demanded otherwise."""
+    with pytest.raises(RuleError, match="in the clear, but tls is"):
+        make_rule("a.com", "b.com,http://c.com", tls=tls)
+    make_rule("a.com", "http://c.com", tls="none")
+    make_rule("a.com", "http://c.com", tls=tls, transport="smtp")
+
+
 @pytest.mark.parametrize(("key", "target"), [("*.a.com", "mail.a.com"), ("*.a.com", "a.com"), ("*", "a.com")])
 def test_a_wildcard_may_point_into_itself(key: str, target: str) -> None:
     """One host for all subdomains is the commonest rule; a target is never looked up again."""

@@ -3,10 +3,11 @@
 A crash between the two delivers twice; the other order loses mail. Every hop holds this.
 """
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Protocol, assert_never
+from typing import Literal, Protocol, assert_never
 
 import msgspec
 import structlog
@@ -23,6 +24,7 @@ from shared.runtime.errors import BrokerUnavailable, StoreUnavailable
 
 log = structlog.get_logger()
 
+_COURTESY = 5.0  # seconds: a broker that is short of memory confirms nothing, and the job waits
 _HEADERS = 60_000  # characters of headers that certainly fit into a frame (frame_max is 128 KiB)
 
 
@@ -114,11 +116,11 @@ class Settler:
         kept = {**headers, "reason": reason} | ({"message_id": message_id} if message_id else {})
         await self._publisher.raw(topology.UNDECODABLE, data, headers=kept, content_type=content_type)
 
-    async def _do(self, verdict: Disposition, part: Delivery, message: bytes) -> bool:
+    async def _do(self, verdict: Disposition, part: Delivery, message: bytes) -> bool:  # noqa: C901 - a case each
         """Do what was decided; return whether that ends the delivery."""
         match verdict:
             case Done(relayed=True):
-                await self._report(part, message, verdict, "relayed")
+                await self._tell(part, message, verdict, "relayed")
                 return True
             case Bounce():
                 await self._report(part, message, verdict, "failed")
@@ -126,35 +128,45 @@ class Settler:
             case Done() | Drop():
                 return True
             case FallBack(reply, lacking=lacking):
-                fallen = part.but(quick=0, reply=reply, lacking=lacking)
+                fallen = part.but(quick=0, reply=reply, lacking=lacking, put_off=None)
                 await self._publisher.delivery(topology.SMTP, fallen, message)
             case NextTarget(reply):
                 await self._publisher.delivery(topology.HTTPS, part.at_next_target().but(reply=reply), message)
-            case Wait(at, reply):
-                await self.park(part.but(reply=reply), message, at)
+            case Wait(at, reply, by=by, warn=warn):
+                await self.park(part.but(reply=reply, put_off=by, warned=part.warned or warn), message, at)
+                if warn:
+                    await self._tell(part, message, verdict, "delayed")
             case RetryAt(at, reply, quick=True):
-                await self.park(part.but(quick=part.quick + 1, reply=reply), message, at)
+                await self.park(part.but(quick=part.quick + 1, reply=reply, put_off=None), message, at)
             case RetryAt(at, reply, warn=warn):
                 # With `quick=0` the router gives it the whole route again: every attempt begins at the first target,
                 # where the operator wants the mail once it is up again.
                 warned = part.warned or warn
-                later = part.but(attempts=part.attempts + 1, quick=0, reply=reply, warned=warned)
+                later = part.but(
+                    attempts=part.attempts + 1, quick=0, reply=reply, warned=warned, lacking="", put_off=None
+                )
                 await self.park(later, message, at)
                 if warn:
-                    await self._warn(part, message, verdict)
+                    await self._tell(part, message, verdict, "delayed")
             case _:
                 assert_never(verdict)
         return False
 
-    async def _warn(self, part: Delivery, message: bytes, verdict: RetryAt) -> None:
-        """Tell the sender that it is late. A courtesy: to settle all again for its sake would store the mail twice."""
+    async def _tell(
+        self, part: Delivery, message: bytes, verdict: RetryAt | Wait | Done, action: Literal["delayed", "relayed"]
+    ) -> None:
+        """Tell the sender that it is late, or was passed on.
+
+        A courtesy: to settle all again for its sake would store or deliver the mail twice.
+        """
         try:
-            await self._report(part, message, verdict, "delayed")
-        except BrokerUnavailable as error:
-            log.warning("the sender was not told of the delay", id=part.id, error=str(error))
+            async with asyncio.timeout(_COURTESY):
+                await self._report(part, message, verdict, action)
+        except (BrokerUnavailable, TimeoutError) as error:
+            log.warning("the sender was not told", id=part.id, action=action, error=str(error) or "no confirm in time")
 
     async def _report(
-        self, part: Delivery, message: bytes, verdict: Bounce | RetryAt | Done, action: dsn.Action
+        self, part: Delivery, message: bytes, verdict: Bounce | RetryAt | Wait | Done, action: dsn.Action
     ) -> None:
         report = dsn.Report(
             delivery=part,

@@ -33,6 +33,7 @@ _FURTHEST = 300.0  # seconds: the latest time to come back; a hop may have becom
 _LEAST = 0.05  # seconds that a delivery is taken to last at least, when places in the row are given out
 _IDLE = 600.0  # seconds after which a hop that nobody goes to is forgotten
 _MANY = 1_000  # hops known before forgetting begins
+_LOOK = 60.0  # seconds between two looks for hops to forget: each goes through all of them
 
 _TURNED_AWAY = Counter("pushpush_turned_away_total", "Deliveries put off without an attempt", ["why"])
 _SUSPENSIONS = Gauge("pushpush_suspended_next_hops", "Next hops that do not answer and are left alone")
@@ -90,6 +91,7 @@ class Gate:
         self._told = told
         self._clock = clock
         self._hops: dict[str, _Hop] = {}
+        self._looked = clock()  # when hops were last forgotten
 
     async def turn(self, name: str) -> Turn | Busy | Deferred:
         """Return a turn at a next hop; `Busy` when there is no room for it now, `Deferred` while it is suspended.
@@ -100,13 +102,16 @@ class Gate:
         hop = self._hops.get(name)
         if hop is None:
             hop = self._hops[name] = _Hop(name, self._share, self._told, self._clock)
-            if len(self._hops) > _MANY:
+            if len(self._hops) > _MANY and hop.used - self._looked > _LOOK:
                 self._forget()
         return await hop.turn()
 
     def _forget(self) -> None:
-        idle_since = self._clock() - _IDLE
-        self._hops = {name: hop for name, hop in self._hops.items() if hop.busy or hop.used > idle_since}
+        self._looked = self._clock()
+        idle_since = self._looked - _IDLE
+        for name, hop in [each for each in self._hops.items() if each[1].idle(idle_since)]:
+            del self._hops[name]
+            hop.forgotten()
 
 
 class _Word(enum.Enum):
@@ -134,9 +139,13 @@ class _Hop:
         self._probe: Turn | None = None
         self.used = clock()
 
-    @property
-    def busy(self) -> bool:
-        return bool(self._running or self._waiting or self._suspended_until is not None)
+    def idle(self, since: float) -> bool:
+        suspended = self._suspended_until is not None and self._suspended_until > since
+        return self.used <= since and not (self._running or self._waiting or self._promised or suspended)
+
+    def forgotten(self) -> None:
+        if self._suspended_until is not None:
+            _SUSPENSIONS.dec()
 
     async def turn(self) -> Turn | Busy | Deferred:
         self.used = now = self._clock()
@@ -160,7 +169,8 @@ class _Hop:
             word = await place
         except asyncio.CancelledError:
             if place.cancelled():
-                self._waiting.remove(place)
+                if place in self._waiting:
+                    self._waiting.remove(place)
             elif place.result() is _Word.GO:
                 self._promised -= 1  # given to us just as we went
                 self._pass_on()
@@ -198,9 +208,11 @@ class _Hop:
         self._pass_on()
 
     def _pass_on(self) -> None:
-        if self._waiting and self._room:
-            self._promised += 1
-            self._waiting.popleft().set_result(_Word.GO)
+        while self._waiting and self._room:
+            place = self._waiting.popleft()
+            if not place.done():  # else it was cancelled, and has not yet had the time to leave
+                self._promised += 1
+                place.set_result(_Word.GO)
 
     def _duration(self, now: float) -> float:
         """Return how long a delivery takes there: as the last ones did, or twice what the oldest has taken already."""
@@ -210,10 +222,10 @@ class _Hop:
 
     def _turn_away(self, now: float) -> Busy:
         _TURNED_AWAY.labels("busy").inc()
-        self._room_at = max(now, self._room_at) + max(self._duration(now), _LEAST) / self._share
+        place = max(now, self._room_at) + max(self._duration(now), _LEAST) / self._share
+        self._room_at = min(place, now + _FURTHEST)
         text = f"{self._name} has its share of this worker: {self._share} deliveries at once"
-        wait = min(max(self._room_at - now, 1.0), _FURTHEST)
-        return Busy(Reply(code=450, enhanced="4.4.5", text=text), wait)
+        return Busy(Reply(code=450, enhanced="4.4.5", text=text), max(self._room_at - now, 1.0))
 
     def _put_off(self, now: float) -> Deferred:
         _TURNED_AWAY.labels("suspended").inc()
@@ -242,6 +254,8 @@ class _Hop:
             log.warning("next hop suspended", hop=self._name, failures=self._failures, reply=str(reply))
         self._suspended_until = self._clock() + SUSPENDED
         while self._waiting:
-            self._waiting.popleft().set_result(_Word.SUSPENDED)
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(_Word.SUSPENDED)
         if self._told is not None:
             self._told.suspended(self._name, SUSPENDED, str(reply))

@@ -30,7 +30,7 @@ class Memory:
         self._store = store
         self._clock = clock
         self._lacking: dict[str, float] = {}  # until when
-        self._unwritten: asyncio.Queue[tuple[str, State, float, str]] = asyncio.Queue(_MOST)
+        self._unwritten: dict[tuple[str, State], tuple[float, str]] = {}  # the last word on each
         self._mark: datetime | None = None
 
     def lacks_mxdeliv(self, url: str) -> bool:
@@ -83,11 +83,15 @@ class Memory:
         """
         if self._store is None:
             return
-        while not self._unwritten.empty():
-            await self._store.remember(*self._unwritten.get_nowait())
+        while self._unwritten:
+            hop, state = next(iter(self._unwritten))
+            seconds, reason = learned = self._unwritten[hop, state]
+            await self._store.remember(hop, state, seconds, reason)
+            if self._unwritten.get((hop, state)) is learned:
+                del self._unwritten[hop, state]
         changed, self._mark = await self._store.changed_since(self._mark)
         for each in changed:
-            if each.state == "without mxdeliv":
+            if each.state == "without mxdeliv" and (each.hop, each.state) not in self._unwritten:
                 self._set(each.hop, each.seconds)
 
     def _learn(self, url: str, state: State, seconds: float, reason: str) -> None:
@@ -102,5 +106,5 @@ class Memory:
             self._lacking[url] = self._clock() + seconds
 
     def _write(self, hop: str, state: State, seconds: float, reason: str) -> None:
-        if self._store is not None and not self._unwritten.full():
-            self._unwritten.put_nowait((hop, state, seconds, reason))
+        if self._store is not None and len(self._unwritten) < _MOST:
+            self._unwritten[hop, state] = (seconds, reason)

@@ -8,6 +8,7 @@ from shared.delivery.smtp_protocol import Timeouts, Wire
 from shared.mail.reply import Reply
 
 CLOSING = 421  # the host closes the channel (RFC 5321 3.8), wherever it says so
+_MORE = 3  # the class of "go on", which is for DATA alone
 _NEEDS_TLS = (523, 530, 538)  # replies of hosts that take no mail in the clear
 
 
@@ -30,6 +31,7 @@ class Exchange:
         self.patience = patience
         self.tls_fault = ""
         self.sent = False
+        self._before = self._last = SMTPResponse(0, "")  # the last two replies
         self.ahead = 0  # commands that went out together and whose replies were not read yet
 
     def send_ahead(self, *commands: bytes) -> None:
@@ -44,6 +46,8 @@ class Exchange:
             ConnectionFault: The host closes the connection, or wants TLS, which failed for now.
         """
         reply = await self.answer(line, seconds)
+        if reply.code // 100 == _MORE:
+            raise OutOfStep(f"unexpected reply to a command: {reply}")  # that of DATA, since another one is missing
         if self.tls_fault and (reply.code in _NEEDS_TLS or reply.enhanced.startswith("5.7.")):
             # It would have taken the message with TLS.
             raise ConnectionFault(own(454, f"4.7.5 {self.host}: TLS failed: {self.tls_fault}"))
@@ -59,7 +63,8 @@ class Exchange:
 
     async def read(self, seconds: float) -> Reply:
         """Return the next reply."""
-        return self._closing(await self.wire.read_response(seconds))
+        self._before, self._last = self._last, await self.wire.read_response(seconds)
+        return self._closing(self._last)
 
     async def mail(self, line: bytes) -> Reply:
         """Return the reply to MAIL."""
@@ -91,9 +96,10 @@ class Exchange:
             self.wire.close()
             return
         if not positive(reply):
-            # No host refuses RSET (RFC 5321 4.3.2). It was the reply to the command before, and so were all others.
+            # No host refuses RSET (RFC 5321 4.3.2). It was the reply to the command before, and so were all others;
+            # unless each had its own time, or the host says the same to whatever it hears.
             self.wire.close()
-            if reply.code != CLOSING:
+            if reply.code != CLOSING and self.offer.pipelining and self._last != self._before:
                 raise OutOfStep(f"unexpected reply to RSET: {reply}")
 
     def fault(self, error: BaseException) -> ConnectionFault:

@@ -21,6 +21,7 @@ LONGEST = 32_768  # octets of one reply with all its lines; EHLO has a few thous
 
 _LINE = re.compile(rb"[2-5][0-9][0-9](?![0-9])")  # RFC 5321 4.2.1 knows no other class
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+_PIECE = 65_536  # octets of a message written at once
 _LOOKS = 10  # at a stalled writer within the time it may stall
 
 
@@ -106,6 +107,7 @@ class Wire(SMTPProtocol):
         self._owed = 1  # replies that were asked for and not read; the greeting needs no asking
         self.fault: Exception | None = None
         self._waiter: asyncio.Future[bool] | None = None
+        self._sending = False  # a message, of which not every piece was written
         self.early = False  # the last reply came before everything was sent
 
     @property
@@ -118,12 +120,12 @@ class Wire(SMTPProtocol):
         transport = cast("asyncio.WriteTransport | None", self.transport)
         return 0 if transport is None else transport.get_write_buffer_size()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Write what is answered with one reply."""
         if self.fault is not None:
             raise self.fault
         self._owed += 1
-        super().write(data)
+        super().write(data)  # type: ignore[arg-type] # transports take any buffer
 
     def commands(self, *lines: bytes) -> None:
         """Write command lines at once; each will have a reply.
@@ -155,7 +157,29 @@ class Wire(SMTPProtocol):
         self._owed -= 1
         return self._queue.popleft()
 
-    async def flushed(self, patience: float) -> None:
+    async def send(self, message: bytes, patience: float) -> None:
+        """Write a message piece by piece as the host takes it, to its end or until the host says something.
+
+        In one piece it would pass TLS at once, and lie where nobody sees how much of it the host has taken.
+
+        Raises:
+            SMTPReadTimeoutError: For so many seconds it took nothing at all (RFC 5321 4.5.3.2.5).
+        """
+        whole = memoryview(message)
+        self.write(whole[:_PIECE])
+        if len(whole) <= _PIECE:
+            return
+        self._sending = True
+        cast("asyncio.WriteTransport", self.transport).set_write_buffer_limits(high=_PIECE)
+        for start in range(_PIECE, len(whole), _PIECE):
+            await self._flushed(patience)
+            if self._queue or self.fault is not None:
+                return
+            super().write(whole[start : start + _PIECE])  # type: ignore[arg-type] # as above
+        self._sending = False
+        await self._flushed(patience)
+
+    async def _flushed(self, patience: float) -> None:
         """Wait until the host has taken what was written, but for what the buffers hold, or has said something.
 
         Raises:
@@ -190,7 +214,7 @@ class Wire(SMTPProtocol):
         if len(self._queue) + self._parser.begun > self._owed:
             self._surplus()
         if self._queue:
-            self.early = self._unsent > 0
+            self.early = self._sending or self._unsent > 0
             self._wake()
 
     def eof_received(self) -> bool:

@@ -6,6 +6,8 @@ each waits for the reply before. Either way each recipient gets its own reply, a
 
 from collections.abc import Mapping, Sequence
 
+from aiosmtplib import SMTPReadTimeoutError
+
 from shared.delivery.smtp_exchange import Exchange, negative, positive
 from shared.delivery.smtp_fault import FAULTS, ConnectionFault, OutOfStep
 from shared.mail import wire
@@ -117,11 +119,12 @@ class Transaction:
 
         With `alone` there are no others: a fault is the caller's. Else the others keep the replies they have.
         """
-        self._exchange.sent = True
         try:
             return await self._message_sent()
-        except FAULTS as error:
-            if alone or (isinstance(error, OutOfStep) and not self._wanted):
+        except (ConnectionFault, *FAULTS) as error:
+            # A reply that does not come may be an earlier one, where commands went together: each was another's then.
+            missing = isinstance(error, SMTPReadTimeoutError) and self._exchange.offer.pipelining
+            if alone or (not self._wanted and (missing or isinstance(error, OutOfStep))):
                 raise
             self._exchange.wire.close()
             return self._exchange.fault(error).reply
@@ -141,9 +144,8 @@ class Transaction:
             return reply
         if reply.code != _GO_AHEAD:
             raise OutOfStep(f"unexpected reply to DATA: {reply}")
-        self._wanted = True
-        exchange.wire.write(wire.framed(self._body))
-        await exchange.wire.flushed(patience.block)
+        self._wanted = exchange.sent = True
+        await exchange.wire.send(wire.framed(self._body), patience.block)
         decided = await exchange.read(patience.dot)
         if exchange.wire.early:  # it did not wait for the end of the message, of which it gets no more
             exchange.wire.close()

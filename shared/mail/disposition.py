@@ -31,10 +31,15 @@ class RetryAt(msgspec.Struct, frozen=True, tag=True):
 
 
 class Wait(msgspec.Struct, frozen=True, tag=True):
-    """Store it until then as it is: it was not tried, so no attempt is counted."""
+    """Store it until then as it is: this transport had no room for it, so no attempt is counted, and none begins anew.
+
+    `warn` tells the sender that it is late.
+    """
 
     at: datetime
     reply: Reply
+    by: Literal["https", "smtp"]
+    warn: bool = False
 
 
 class FallBack(msgspec.Struct, frozen=True, tag=True):
@@ -102,7 +107,7 @@ def decide(  # noqa: PLR0911 - one a case
         case Unsuited(reply) if by == "smtp" and delivery.has_next:
             return NextTarget(reply)
         case Busy(reply, seconds=seconds) if (at := _room(seconds, now, spread)) <= _end(delivery, schedule):
-            return Wait(at, reply)
+            return Wait(at, reply, by, warn=_is_late(delivery, schedule, now))
         case Deferred(reply, after=after):
             return _later(delivery, reply, after, schedule=schedule, now=now, spread=spread)
         case Unsuited(reply) | Busy(reply):
@@ -129,8 +134,13 @@ def _later(
         at = max(at, min(now + timedelta(seconds=min(after, _LONGEST)), _end(delivery, schedule)))
     if at is None:
         return give_up(envelope, reply, expired=True)
-    late = now - envelope.accepted_at >= schedule.warn_after
-    return RetryAt(at, reply, warn=late and not delivery.warned and _wants(envelope, "DELAY"))
+    return RetryAt(at, reply, warn=_is_late(delivery, schedule, now))
+
+
+def _is_late(delivery: Delivery, schedule: Schedule, now: datetime) -> bool:
+    """Say whether it is time to warn the sender, for the first time."""
+    late = now - delivery.envelope.accepted_at >= schedule.warn_after
+    return late and not delivery.warned and _wants(delivery.envelope, "DELAY")
 
 
 def give_up(envelope: Envelope, reply: Reply, *, expired: bool) -> Bounce | Drop:

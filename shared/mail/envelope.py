@@ -57,6 +57,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         warned: The sender has been told that it is late.
         retry_at: Not before this time, UTC; None when it is due.
         reply: What was answered last.
+        put_off: The transport that had no room for it, perhaps in the middle of an attempt, which goes on there; None
+            when the attempt is over.
         lacking: The URL that had no mxdeliv just before, in the same attempt; "" when HTTPS was not tried, or is there.
     """
 
@@ -69,6 +71,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry_at: datetime | None = None
     reply: Reply | None = None
     lacking: str = ""
+    put_off: Literal["https", "smtp"] | None = None
 
     @property
     def id(self) -> str:
@@ -91,21 +94,23 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             return self
         return self.but(envelope=msgspec.structs.replace(self.envelope, rcpt_to=recipients))
 
+    @property
+    def by_https(self) -> bool:
+        """Say which transport has its turn: the first of the route, or the one that had no room for it."""
+        return self.route.by_https_first and self.put_off != "smtp"
+
     def rerouted(self, route: Route) -> Self:
         """Return the same delivery on the route that the rules of this moment give it.
 
-        A quick try keeps the rest of its targets while the rule still ends with them. One that began at the first
-        target again would come by each with a fresh count of quick tries, and so go round without ending an attempt.
+        An attempt that is not over goes on where it was, while the rule still ends with the targets that are left. One
+        that began at the first target again would come by each with a fresh count of quick tries, or hand the message
+        again to a host that may have taken it, and so go round without ending an attempt.
         """
         rest = self.route.targets
-        if (
-            self.quick > 0
-            and 0 < len(rest) < len(route.targets)
-            and route.targets[-len(rest) :] == rest
-            and (route.key, route.transport, route.tls) == (self.route.key, self.route.transport, self.route.tls)
-        ):
-            route = msgspec.structs.replace(route, targets=rest)
-        return self.but(route=route, lacking="")
+        same = (route.key, route.transport, route.tls) == (self.route.key, self.route.transport, self.route.tls)
+        if (self.quick > 0 or self.put_off) and same and (not rest or route.targets[-len(rest) :] == rest):
+            return self.but(route=msgspec.structs.replace(route, targets=rest or route.targets))
+        return self.but(route=route, lacking="", put_off=None)
 
     def at_next_target(self) -> Self:
         """Return the same attempt at the next target, which there must be (`has_next`).
@@ -114,7 +119,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         release, and the delivery would go round for ever.
         """
         route = msgspec.structs.replace(self.route, targets=self.route.targets[1:])
-        return self.but(route=route, quick=0, lacking="")
+        return self.but(route=route, quick=0, lacking="", put_off=None)
 
     def but(self, **changes: object) -> Self:
         """Return the same delivery with some fields changed."""

@@ -217,7 +217,7 @@ class TestVerdicts:
             (Bounce(LATER, expired=True), True),
             (FallBack(LATER), False),
             (NextTarget(LATER), False),
-            (Wait(AT, LATER), False),
+            (Wait(AT, LATER, "smtp"), False),
             (RetryAt(AT, LATER), False),
             (RetryAt(AT, LATER, quick=True), False),
             (RetryAt(AT, LATER, warn=True), False),

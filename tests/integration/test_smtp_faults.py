@@ -23,8 +23,8 @@ pytestmark = pytest.mark.anyio
 SHORT = 0.4  # seconds, of every time-out
 IMPATIENT = Timeouts(**dict.fromkeys(Timeouts.__struct_fields__, SHORT))
 BOTH = pytest.mark.parametrize("pipelining", [True, False], ids=["pipelining", "one by one"])
-BEFORE = (GREETING, "EHLO", "MAIL", "RCPT")  # until then the message cannot have been taken
-AFTER = ("DATA", END_OF_DATA)
+BEFORE = (GREETING, "EHLO", "MAIL", "RCPT", "DATA")  # until then not one byte of the message was sent
+AFTER = (END_OF_DATA,)
 NO: Mapping[str, str] = MappingProxyType({"b@a.example": "550 5.1.1 unknown"})
 
 
@@ -101,7 +101,7 @@ FAULTS = [pytest.param(verb, how, id=f"{verb} {how}") for verb in (*BEFORE, *AFT
 @BOTH
 @pytest.mark.parametrize(("verb", "how"), FAULTS)
 async def test_what_is_no_reply(verb: str, how: str, pipelining: bool) -> None:
-    """Before DATA the next host is tried; from then on this one may have taken the message, and it waits."""
+    """Until the message is sent the next host is tried; from then on this one may have taken it, and it waits."""
     behaviour = at(pipelining, **faults(verb)[how])
     async with (
         impatient() as room,
@@ -121,7 +121,7 @@ async def test_what_is_no_reply(verb: str, how: str, pipelining: bool) -> None:
         (GREETING, Delivered, True),
         ("EHLO", Delivered, True),
         ("MAIL", Delivered, True),
-        ("RCPT", Deferred, False),
+        ("RCPT", Delivered, True),
         ("DATA", Deferred, False),
         (END_OF_DATA, Delivered, False),
     ],
@@ -159,8 +159,12 @@ async def test_who_was_refused_before_stays_so(verb: str, how: str, pipelining: 
     behaviour = at(pipelining, refuse=refuse, **faults(verb)[how])
     async with impatient() as room, room.peer("10 mx1.example.", behaviour) as peer:
         outcomes = await deliver(room, "ok@a.example", "never@a.example", "later@a.example")
-        assert [Deferred, Failed, Deferred] == kinds(outcomes)
-        assert [None, "mx1.example", "mx1.example"] == [each.reply.mta for each in outcomes]
+        if pipelining and verb == "DATA" and how in {"late", "half"}:
+            # The reply that does not come may be an earlier one, so that each of the others was another's.
+            assert [(Deferred, None)] * 3 == [(type(each), each.reply.mta) for each in outcomes]
+        else:
+            assert [Deferred, Failed, Deferred] == kinds(outcomes)
+            assert [None, "mx1.example", "mx1.example"] == [each.reply.mta for each in outcomes]
         await then_all_is_well(room, peer)
 
 

@@ -78,11 +78,11 @@ class TestBytes:
             await deliver(room, message=MESSAGE + b"y" * 2**20)
             assert MESSAGE + b"y" * 2**20 + b"\r\n" == peer.received[0].body
 
-    async def test_bare_line_ends_become_crlf(self, room: SmtpRoom) -> None:
+    async def test_bare_line_ends_do_not_pass(self, room: SmtpRoom) -> None:
         """RFC 5321 2.3.8: no bare LF on the wire; a smuggled end of data stays data."""
         async with room.peer("10 mx1.example.") as peer:
             await deliver(room, message=b"Subject: x\n\n1\n.\nMAIL FROM:<evil@from.example>\r.\r2\n")
-            assert [b"Subject: x\r\n\r\n1\r\n.\r\nMAIL FROM:<evil@from.example>\r\n.\r\n2\r\n"] == [
+            assert [b"Subject: x\r\n\r\n1\r\n.\r\nMAIL FROM:<evil@from.example> . 2\r\n"] == [
                 each.body for each in peer.received
             ]
             assert 1 == sum(line.startswith("MAIL") for line in peer.commands)

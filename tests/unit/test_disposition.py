@@ -382,7 +382,14 @@ def test_the_next_attempt_is_not_before_the_peer_wants_it() -> None:
 @pytest.mark.parametrize("by", ["https", "smtp"])
 def test_what_was_not_tried_waits_and_counts_as_no_attempt(by: By) -> None:
     """A next hop that has its share of the worker; SMTP is no way around the limit of HTTPS."""
-    assert Wait(SOON + timedelta(seconds=9), LATER) == decided(delivery(quick=1), Busy(LATER, 9), by=by)
+    assert Wait(SOON + timedelta(seconds=9), LATER, by) == decided(delivery(quick=1), Busy(LATER, 9), by=by)
+
+
+def test_who_waits_for_room_for_hours_is_told_once() -> None:
+    """Like anybody whose mail is late."""
+    for warned in (False, True):
+        verdict = decided(delivery(warned=warned), Busy(LATER, 9), now=LATE)
+        assert Wait(LATE + timedelta(seconds=9), LATER, "smtp", warn=not warned) == verdict
 
 
 def test_what_finds_no_room_until_its_patience_ends_is_given_up() -> None:

@@ -41,10 +41,13 @@ def test_the_end_is_only_at_the_end(message: bytes) -> None:
 
 @given(MESSAGES)
 def test_only_crlf_ends_a_line(message: bytes) -> None:
-    """RFC 5321 2.3.8: no bare CR, no bare LF; and nothing but line ends was changed."""
+    """RFC 5321 2.3.8: no bare CR, no bare LF; and nothing but those was changed."""
     data = to_smtp(message)
     assert data.count(b"\r\n") == data.count(b"\r") == data.count(b"\n")
-    assert re.sub(rb"[\r\n]", b"", message) == re.sub(rb"[\r\n]", b"", normalised(message))
+    bare_cr = re.compile(rb"\r(?!\n)")
+    assert bare_cr.sub(b" ", message).replace(b"\r\n", b"\n").rstrip(b"\n") == normalised(message).replace(
+        b"\r\n", b"\n"
+    ).rstrip(b"\n")
 
 
 @given(MESSAGES)
@@ -69,8 +72,9 @@ def test_a_well_formed_message_is_not_changed(lines: list[bytes]) -> None:
         (b"S: x", b"S: x\r\n.\r\n"),
         (b".\r\n", b"..\r\n.\r\n"),
         (b".a\r\n..b\r\n.", b"..a\r\n...b\r\n..\r\n.\r\n"),
-        (b"a\rb\nc\n\rd\r\r\ne\r", b"a\r\nb\r\nc\r\n\r\nd\r\n\r\ne\r\n.\r\n"),
-        (b"a\n.\nb\r.\rc", b"a\r\n..\r\nb\r\n..\r\nc\r\n.\r\n"),
+        (b"a\rb\nc\n\rd\r\r\ne\r", b"a b\r\nc\r\n d \r\ne \r\n.\r\n"),
+        (b"a\n.\nb\r.\rc", b"a\r\n..\r\nb . c\r\n.\r\n"),
+        (b"A: b\r\r\nC: d\r\n\r\n", b"A: b \r\nC: d\r\n\r\n.\r\n"),  # the header ends where it ended
         (b"\x00\xff" + b"x" * 5_000 + b"\r\n", b"\x00\xff" + b"x" * 5_000 + b"\r\n.\r\n"),
     ],
 )

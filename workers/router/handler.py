@@ -144,7 +144,7 @@ class Handler:
             waiting = delivery.but(route=Route(version=delivery.route.version), reply=reply)
             await self._settler.park(waiting, body, now() + _MENDING)
             return
-        queue = topology.HTTPS if delivery.route.by_https_first else topology.SMTP
+        queue = topology.HTTPS if delivery.by_https else topology.SMTP
         await self._publisher.delivery(queue, delivery, body)
 
     async def _refuse(self, envelope: Envelope, body: bytes, reply: Reply, done: set[str]) -> None:

@@ -34,6 +34,11 @@ MAX_HOPS = 10  # addresses of one next hop tried in one attempt
 # nothing, at several addresses, would use up the attempt (`shared.delivery.actor`), and no other target had a turn.
 PATIENCE = 300.0
 
+# Seconds for all addresses of one next hop together to get ready for a message: a host that takes connections and says
+# nothing must leave time for those after it.
+READY = 600.0
+_LEAST_READY = 30.0  # seconds for one of them
+
 # RFC 8461 5.1: it may be a mistake that the domain mends, or an attack that ends; the mail waits for both.
 _NONE_LISTED = Deferred(
     Reply(code=451, enhanced="4.7.5", text="the domain's MTA-STS policy lists none of its mail hosts")
@@ -76,7 +81,8 @@ class SmtpTransport:
                 self._learn(delivery, answer)
                 return answer
             if isinstance(answer, Busy):
-                return dict.fromkeys(recipients, answer)
+                # Behind a target that was tried, it counts as an attempt: that one would be tried each time again.
+                return dict.fromkeys(recipients, Deferred(answer.reply) if faults else answer)
             faults.append(answer)
         fault = _mildest(faults)
         # No host has answered for the message or may have taken it: the next target cannot get it a second time.
@@ -99,20 +105,22 @@ class SmtpTransport:
                 ways = [(target.host, port, delivery.route.tls)]
             if not isinstance(ways, list):
                 return ways  # DNS has said so; nothing is learned of the hosts
-            answer = await self._hosts(ways, delivery, message)
-            if isinstance(answer, Mapping):
-                turn.reached()
-                return answer
-            turn.missed(answer.reply)
-            if target is not None:
+            try:
+                answer = await self._hosts(ways, turn, delivery, message)
+            except asyncio.CancelledError:
+                # The time for an attempt is over (`shared.delivery.actor`): a host that stalls is as good as dead.
+                turn.missed(Reply(code=451, enhanced="4.4.2", text="it did not get done within an attempt"))
+                raise
+            if isinstance(answer, Deferred) and target is not None:
                 self._memory.may_have_mxdeliv(target.https_url(self._https_port))
             return answer
 
     async def _hosts(
-        self, ways: Sequence[Way], delivery: Delivery, message: bytes
+        self, ways: Sequence[Way], turn: Turn, delivery: Delivery, message: bytes
     ) -> Mapping[str, Outcome] | Deferred | Failed:
         """Try hosts in order, each at all its addresses; return why none can be talked to."""
         faults: list[Deferred | Failed] = []
+        missed: Deferred | None = None
         tried, began = 0, asyncio.get_running_loop().time()
         ruled = bool(delivery.route.targets)
         for host, port, tls in ways:
@@ -120,21 +128,29 @@ class SmtpTransport:
             if not isinstance(addresses, list):
                 faults.append(addresses)
                 continue
+            ready = max(READY / (len(ways) * len(addresses)), _LEAST_READY)
             for address in addresses[: MAX_HOPS - tried]:
                 if delivery.has_next and asyncio.get_running_loop().time() - began > PATIENCE:
                     break
                 tried += 1
                 hop = Hop(host=host, address=address, port=port, tls=tls, ruled=ruled)
                 try:
-                    return await self._send(hop, delivery, message)
+                    outcomes = await self._send(hop, delivery, message, ready)
                 except LoopFault as error:
                     # The hosts after us have a worse preference, and would give it back (RFC 5321 5.1).
                     return _mildest([*faults, Deferred(error.reply)])
                 except ConnectionFault as error:
                     # Also a greeting of 554: this host takes no mail at all (RFC 5321 3.1), but another one may.
-                    faults.append(Deferred(error.reply))
+                    missed = Deferred(error.reply)
+                    faults.append(missed)
                     if error.sent:  # another host would perhaps get it a second time
-                        return dict.fromkeys(delivery.envelope.rcpt_to, faults[-1])
+                        turn.missed(error.reply)
+                        return dict.fromkeys(delivery.envelope.rcpt_to, missed)
+                else:
+                    turn.reached()
+                    return outcomes
+        if missed is not None:  # else DNS has said it all, and nothing is learned of the hosts
+            turn.missed(missed.reply)
         return _mildest(faults)
 
     async def _mail_hosts(self, delivery: Delivery) -> list[Way] | Deferred | Failed:
@@ -156,16 +172,24 @@ class SmtpTransport:
         if delivery.lacking and any(isinstance(each, Delivered) for each in outcomes.values()):
             self._memory.found_without_mxdeliv(delivery.lacking, str(delivery.reply or ""))
 
-    async def _send(self, hop: Hop, delivery: Delivery, message: bytes) -> Mapping[str, Outcome]:
+    async def _send(self, hop: Hop, delivery: Delivery, message: bytes, ready: float) -> Mapping[str, Outcome]:
         """Send on a kept connection; one that the host closed while it was idle is replaced once."""
-        session = await self._connections.take(hop)
+        session = await self._take(hop, ready)
         kept = session.messages > 0
         try:
             return await self._on(session, hop, delivery, message)
         except ConnectionFault as error:
             if not kept or error.sent:
                 raise
-        return await self._on(await self._connections.take(hop, fresh=True), hop, delivery, message)
+        return await self._on(await self._take(hop, ready, fresh=True), hop, delivery, message)
+
+    async def _take(self, hop: Hop, ready: float, *, fresh: bool = False) -> Session:
+        try:
+            async with asyncio.timeout(ready):
+                return await self._connections.take(hop, fresh=fresh)
+        except TimeoutError as error:
+            text = f"{hop.host} ({hop.address}) port {hop.port}: it was not ready within {ready:.0f} s"
+            raise ConnectionFault(Reply(code=450, enhanced="4.4.1", text=text)) from error
 
     async def _on(self, session: Session, hop: Hop, delivery: Delivery, message: bytes) -> Mapping[str, Outcome]:
         try:

@@ -143,7 +143,11 @@ class Policies:
             known = await self._sync(domain, known)
         if _is_due(known.held, announced, self._now()) and self._now() >= known.fetch_at:
             known = await self._renew(domain, known, announced)
-        known = msgspec.structs.replace(known, look_at=_look_at(known, ttl, self._now()))
+        look_at = _look_at(known, ttl, self._now())
+        if self._store is not None and not known.synced:
+            # The store may have a policy in force, whose announcement somebody withholds.
+            look_at = min(look_at, self._now() + timedelta(seconds=_SHORTEST))
+        known = msgspec.structs.replace(known, look_at=look_at)
         self._known.pop(domain, None)
         self._known[domain] = known  # at the end
         while len(self._known) > _MOST:

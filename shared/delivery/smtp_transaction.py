@@ -89,10 +89,17 @@ class Transaction:
         return replies
 
     async def _leave(self, *, begun: bool) -> None:
-        """End a transaction in which nobody gets the message. What the host said counts, whatever comes now."""
+        """End a transaction in which nobody gets the message. What the host said counts, whatever comes now.
+
+        Raises:
+            SMTPReadTimeoutError: A reply is missing, perhaps an earlier one; then each of the others was another's.
+        """
         try:
             if self._exchange.ahead and not await self._nothing_to_send(begun=begun):
                 self._exchange.wire.close()
+        except SMTPReadTimeoutError:
+            self._exchange.wire.close()
+            raise
         except (ConnectionFault, *FAULTS):
             self._exchange.wire.close()
         await self._exchange.reset()

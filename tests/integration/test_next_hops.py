@@ -3,17 +3,21 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
+import msgspec
 import pytest
 
 from shared.delivery.gate import FAILURES, SUSPENDED, Gate
 from shared.delivery.memory import Memory
-from shared.mail.outcome import Busy, Deferred, Delivered, Outcome, Unsuited
+from shared.mail.envelope import Delivery
+from shared.mail.outcome import Busy, Deferred, Delivered, Failed, Outcome, Unsuited
 from shared.mail.reply import Reply
 from shared.mail.route import Route, Transport
 from shared.runtime.settings import Settings
 from tests.integration.conftest import MESSAGE, delivery
 from tests.peers.behaviour import END_OF_DATA
+from tests.peers.dns import DnsPeer
 from tests.peers.mxdeliv import Answer, MxdelivPeer, free_port
 from tests.peers.smtp import Behaviour, ScriptedSmtpPeer
 from workers.https.transport import HttpsTransport
@@ -48,9 +52,9 @@ class Rooms:
 
 
 @contextlib.asynccontextmanager
-async def open_rooms(**settings: int) -> AsyncIterator[Rooms]:
+async def open_rooms(**settings: Any) -> AsyncIterator[Rooms]:
     """Open both; the ports are those of targets that name none."""
-    given = Settings(amqp_url="amqp://unused", database_url="postgresql://unused", hostname="us.example", **settings)  # type: ignore[arg-type] # by name
+    given = Settings(amqp_url="amqp://unused", database_url="postgresql://unused", hostname="us.example", **settings)
     memory, clock = Memory(), Clock()
     async with (
         open_smtp(given, gate=Gate(SHARE, told=memory, clock=clock), memory=memory) as smtp,
@@ -70,7 +74,7 @@ async def send(
     by: SmtpTransport | HttpsTransport, *targets: str, transport: Transport = "auto", lacking: str = ""
 ) -> Outcome:
     """Deliver one message to one recipient; return the outcome."""
-    route = Route(version=1, key="a.example", targets=targets, transport=transport)
+    route = Route(version=1, key="a.example" if targets else "", targets=targets, transport=transport)
     reply = Reply(code=450, enhanced="4.4.0", text="a page")
     (outcome,) = (await by.deliver(delivery(route=route, lacking=lacking, reply=reply), MESSAGE)).values()
     return outcome
@@ -190,3 +194,80 @@ class TestMemory:
             outcomes = await asyncio.gather(*(send(rooms.https, peer.url) for _ in range(SHARE + 1)))
             assert [Busy] == [type(each) for each in outcomes if not isinstance(each, Delivered)]
             assert not rooms.memory.lacks_mxdeliv(peer.url)
+
+
+class TestMailHosts:
+    """Mail without a rule: the next hop is the domain."""
+
+    async def test_what_dns_says_suspends_nobody(self) -> None:
+        """A domain that points to a private address is refused each time, in the words that are true."""
+        async with DnsPeer() as dns, open_rooms(dns_servers=((dns.host, dns.port),)) as rooms:
+            dns.add("a.example", "MX", "10 mx.a.example.")
+            dns.add("mx.a.example", "A", "10.0.0.1")
+            outcomes = [await send(rooms.smtp) for _ in range(FAILURES + 2)]
+            assert {(Failed, "550 5.4.4 the domain points to addresses that are not public")} == {
+                (type(each), str(each.reply)) for each in outcomes
+            }
+
+    async def test_hosts_that_say_nothing_leave_time_for_the_next(self) -> None:
+        """Three that take connections and do not greet; the fourth is well."""
+        port = free_port()
+        async with contextlib.AsyncExitStack() as stack:
+            dns = await stack.enter_async_context(DnsPeer())
+            silent = [ScriptedSmtpPeer(Behaviour(greeting=None), host=f"127.0.0.{n}", port=port) for n in (2, 3, 4)]
+            well = ScriptedSmtpPeer(host="127.0.0.5", port=port)
+            for number, peer in enumerate((*silent, well)):
+                await stack.enter_async_context(peer)
+                dns.add("a.example", "MX", f"{number} mx{number}.example.")
+                dns.add(f"mx{number}.example", "A", peer.host)
+            settings = Settings(
+                amqp_url="amqp://unused",
+                database_url="postgresql://unused",
+                hostname="us.example",
+                dns_servers=((dns.host, dns.port),),
+                smtp_port=port,
+                allow_private_targets=True,
+            )
+            smtp = await stack.enter_async_context(open_smtp(settings, ready=1.0))
+            async with asyncio.timeout(10):
+                assert isinstance(await send(smtp), Delivered)
+            assert [1, 1, 1, 1] == [peer.connections for peer in (*silent, well)]
+
+    async def test_an_attempt_that_ran_out_of_time_is_a_failure(self, rooms: Rooms) -> None:
+        """A tarpit would else have its share for ever."""
+        async with ScriptedSmtpPeer(Behaviour(greeting=None)) as peer:
+            target = f"127.0.0.1:{peer.port}"
+            for _ in range(FAILURES):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.1):
+                        await send(rooms.smtp, target)
+            put_off = await send(rooms.smtp, target)
+            assert isinstance(put_off, Deferred)
+            assert "did not answer 5 times" in put_off.reply.text
+
+
+class TestPutOff:
+    """What a transport had no room for, in the middle of an attempt."""
+
+    ROUTE = Route(version=1, key="a.example", targets=("b.example", "c.example"))
+
+    def parked(self, **fields: object) -> Delivery:
+        """Return a delivery that SMTP put off after HTTPS had its turn."""
+        return delivery(route=self.ROUTE, lacking="https://b.example/mxdeliv", put_off="smtp", **fields)
+
+    def test_it_goes_on_where_it_was(self) -> None:
+        """HTTPS may have handed the message over, and lost the answer: it must not do so each time."""
+        again = self.parked().rerouted(msgspec.structs.replace(self.ROUTE, version=2))
+        assert (False, "https://b.example/mxdeliv", 2) == (again.by_https, again.lacking, again.route.version)
+
+    def test_also_at_a_later_target(self) -> None:
+        """The first one has had its turn in this attempt."""
+        second = self.parked().at_next_target().but(put_off="smtp")
+        again = second.rerouted(self.ROUTE)
+        assert (("c.example",), False) == (again.route.targets, again.by_https)
+
+    @pytest.mark.parametrize("changes", [{"targets": ("d.example",)}, {"tls": "verify"}, {"key": "*"}])
+    def test_a_new_rule_begins_anew(self, changes: dict[str, Any]) -> None:
+        """The rules of the moment apply."""
+        again = self.parked().rerouted(msgspec.structs.replace(self.ROUTE, **changes))
+        assert (True, "", None) == (again.by_https, again.lacking, again.put_off)

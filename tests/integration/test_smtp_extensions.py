@@ -2,16 +2,19 @@
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import trustme
 
 from shared.mail.outcome import Deferred, Delivered, Failed
 from shared.mail.route import Route
 from tests.integration.conftest import MESSAGE
 from tests.integration.test_smtp_faults import BOTH, at, deliver, impatient, kinds, then_all_is_well
 from tests.peers.smtp import END_OF_DATA, HELO_ONLY, Behaviour
+from tests.peers.tls import tls_context
 
 pytestmark = pytest.mark.anyio
 
@@ -75,23 +78,38 @@ class TestPipelining:
             await then_all_is_well(room, peer)
 
 
+@pytest.mark.parametrize(
+    "replies",
+    [b"250 OK\r\n250 OK\r\n550 5.1.1 d\r\n354 go on\r\n", b"250 OK\r\n550 5.1.1 c\r\n550 5.1.1 d\r\n503 5.5.1 no\r\n"],
+    ids=["one accepted", "none"],
+)
+async def test_a_missing_reply_bounces_nobody(replies: bytes) -> None:
+    """The host has not answered for the first of three recipients: each reply after it would be another's."""
+    steps = ((b"\r\n", b"250-mute.example\r\n250 PIPELINING\r\n"), (b"DATA\r\n", replies))
+    async with impatient() as room, mute(*steps) as (port, _):
+        outcomes = await deliver(room, *(f"{each}@a.example" for each in "bcd"), route=via(f"127.0.0.1:{port}"))
+        assert [Deferred] * 3 == kinds(outcomes)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["in the clear", "under TLS"])
 class TestBlock:
     """A host that takes a long message slowly, or no more of it (RFC 5321 4.5.3.2.5)."""
 
     @BOTH
-    async def test_as_long_as_it_reads_it_may_take_its_time(self, pipelining: bool) -> None:
+    async def test_as_long_as_it_reads_it_may_take_its_time(self, secure: bool, pipelining: bool) -> None:
         """In pauses that last longer than its patience, taken together."""
         message = MESSAGE + b"x" * BIG
-        async with impatient(dot=5) as room, room.peer("10 mx1.example.", at(pipelining, reads="slowly")) as peer:
+        behaviour = at(pipelining, reads="slowly")
+        async with impatient(dot=5) as room, room.peer("10 mx1.example.", behaviour, tls=tls_if(secure)) as peer:
             assert [Delivered] == kinds(await deliver(room, message=message))
-            assert [message + b"\r\n"] == [each.body for each in peer.received]
+            assert [(message + b"\r\n", secure)] == [(each.body, each.tls) for each in peer.received]
             await then_all_is_well(room, peer)
 
     @BOTH
-    async def test_one_that_reads_no_more_is_left(self, pipelining: bool) -> None:
+    async def test_one_that_reads_no_more_is_left(self, secure: bool, pipelining: bool) -> None:
         """Its message waits, and the connection does not stay open for what is unsent."""
         behaviour = at(pipelining, reads="nothing")
-        async with impatient(dot=60) as room, room.peer("10 mx1.example.", behaviour) as peer:
+        async with impatient(dot=60) as room, room.peer("10 mx1.example.", behaviour, tls=tls_if(secure)) as peer:
             async with asyncio.timeout(5):
                 [outcome] = await deliver(room, message=MESSAGE + b"x" * BIG)
             assert isinstance(outcome, Deferred)
@@ -100,13 +118,19 @@ class TestBlock:
 
     @BOTH
     @pytest.mark.parametrize("reply", ["552 5.3.4 too large", "250 2.0.0 enough"])
-    async def test_a_reply_in_mid_message(self, reply: str, pipelining: bool) -> None:
+    async def test_a_reply_in_mid_message(self, secure: bool, reply: str, pipelining: bool) -> None:
         """A refusal counts; a success is none, since the host does not have the message."""
         behaviour = at(pipelining, extra={"DATA": reply}, extra_after=0.2, reads="nothing")
-        async with impatient(block=5, dot=5) as room, room.peer("10 mx1.example.", behaviour) as peer:
+        tls = tls_if(secure)
+        async with impatient(block=5, dot=5) as room, room.peer("10 mx1.example.", behaviour, tls=tls) as peer:
             outcomes = await deliver(room, message=MESSAGE + b"x" * BIG)
             assert [Failed if reply.startswith("5") else Deferred] == kinds(outcomes)
             await then_all_is_well(room, peer)
+
+
+def tls_if(secure: bool) -> ssl.SSLContext | None:
+    """Return what a host needs to offer STARTTLS, which is used where it is offered."""
+    return tls_context(trustme.CA(), ["mx1.example"]) if secure else None
 
 
 class TestSize:

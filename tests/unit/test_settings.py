@@ -127,6 +127,9 @@ def test_every_fault_is_named_at_once(tmp_path: Path) -> None:
         ("INLINE_BODY_LIMIT", "x"),
         ("CONCURRENCY", "0"),
         ("CONCURRENCY", "-3"),
+        ("HOP_CONCURRENCY", "0"),
+        ("HOP_CONCURRENCY", "1025"),
+        ("HOP_CONCURRENCY", "half"),
         ("PREFETCH", "0"),
         ("LOG_FORMAT", "xml"),
         ("LOG_LEVEL", "loud"),
@@ -216,6 +219,25 @@ def test_a_size_is_bytes_or_has_a_unit(value: str, expected: int) -> None:
 def test_dns_servers_are_hosts_and_ports(value: str, expected: tuple[tuple[str, int], ...]) -> None:
     """An IPv6 address stands in brackets."""
     assert expected == read(DNS_SERVERS=value).dns_servers
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "own", "share"),
+    [
+        ("", "", 16),
+        ("8", "", 2),
+        ("7", "", 1),
+        ("3", "", 1),
+        ("1", "", 1),
+        ("1024", "", 256),
+        ("64", "1", 1),
+        ("8", "8", 8),
+        ("8", "100", 100),
+    ],
+)
+def test_the_share_of_a_next_hop(concurrency: str, own: str, share: int) -> None:
+    """A quarter, so that one slow next hop leaves most of the worker to others, and at least one; or as it is set."""
+    assert share == read(CONCURRENCY=concurrency, HOP_CONCURRENCY=own).share
 
 
 def test_durations_and_switches_are_read() -> None:

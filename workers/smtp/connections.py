@@ -32,9 +32,29 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
 class Connections:
     """Idle connections, the one used last first."""
 
-    def __init__(self, open_: Callable[[Hop], Awaitable[Session]]) -> None:
-        """Use `open_` where no idle connection is at hand."""
+    def __init__(
+        self,
+        open_: Callable[[Hop], Awaitable[Session]],
+        *,
+        idle: float = IDLE,
+        messages: int = MAX_MESSAGES,
+        most: int = MAX_IDLE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Describe what is kept.
+
+        Args:
+            open_: Used where no idle connection is at hand.
+            idle: Seconds for which a connection is kept.
+            messages: On one connection.
+            most: Kept per next hop.
+            clock: Seconds that never go back.
+        """
         self._open = open_
+        self._seconds = idle
+        self._messages = messages
+        self._most = most
+        self._clock = clock
         self._idle: dict[Hop, list[tuple[float, Session]]] = defaultdict(list)
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -47,7 +67,7 @@ class Connections:
         idle = self._idle.get(hop, [])
         while idle and not fresh:
             since, session = idle.pop()
-            if session.usable and time.monotonic() - since < IDLE:
+            if session.usable and self._clock() - since < self._seconds:
                 return session
             self._end(session)
         return await self._open(hop)
@@ -55,16 +75,16 @@ class Connections:
     def give(self, hop: Hop, session: Session) -> None:
         """Keep a connection for the next message, or end it."""
         idle = self._idle[hop]
-        if session.usable and session.messages < MAX_MESSAGES and len(idle) < MAX_IDLE:
-            idle.append((time.monotonic(), session))
+        if session.usable and session.messages < self._messages and len(idle) < self._most:
+            idle.append((self._clock(), session))
         else:
             self._end(session)
 
-    async def sweep(self) -> None:
-        """End connections that have been idle too long, again and again; never ends."""
+    async def sweep(self, every: float = _SWEEP) -> None:
+        """End connections that have been idle too long, again and again, with so many seconds between; never ends."""
         while True:
-            await asyncio.sleep(_SWEEP)
-            oldest = time.monotonic() - IDLE
+            await asyncio.sleep(every)
+            oldest = self._clock() - self._seconds
             for hop, idle in list(self._idle.items()):
                 for _, session in [each for each in idle if each[0] < oldest]:
                     self._end(session)

@@ -37,7 +37,7 @@ PATIENCE = 300.0
 # Seconds for all addresses of one next hop together to get ready for a message: a host that takes connections and says
 # nothing must leave time for those after it.
 READY = 600.0
-_LEAST_READY = 30.0  # seconds for one of them
+_LEAST = 20  # of them, the part that each has at least
 
 # RFC 8461 5.1: it may be a mistake that the domain mends, or an attack that ends; the mail waits for both.
 _NONE_LISTED = Deferred(
@@ -60,8 +60,10 @@ class SmtpTransport:
         *,
         smtp_port: int,
         https_port: int,
+        ready: float = READY,
     ) -> None:
         """Use kept connections; the ports are those of routes that name none."""
+        self._ready = ready
         self._connections = connections
         self._resolver = resolver
         self._policies = policies
@@ -128,7 +130,7 @@ class SmtpTransport:
             if not isinstance(addresses, list):
                 faults.append(addresses)
                 continue
-            ready = max(READY / (len(ways) * len(addresses)), _LEAST_READY)
+            ready = self._ready / min(len(ways) * len(addresses), _LEAST)
             for address in addresses[: MAX_HOPS - tried]:
                 if delivery.has_next and asyncio.get_running_loop().time() - began > PATIENCE:
                     break
@@ -227,6 +229,7 @@ async def open_transport(
     store: Store | None = None,
     patience: Timeouts = TIMEOUTS,
     policy_port: int = 443,
+    ready: float = READY,
 ) -> AsyncIterator[SmtpTransport]:
     """Open the transport on the running loop; end its connections at the end.
 
@@ -252,5 +255,6 @@ async def open_transport(
             memory,
             smtp_port=settings.smtp_port,
             https_port=settings.https_port,
+            ready=ready,
         )
     await connections.close()

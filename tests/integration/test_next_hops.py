@@ -176,7 +176,9 @@ class TestMemory:
             async with ScriptedSmtpPeer(port=port) as peer:
                 assert isinstance(await send(rooms.smtp, target), Delivered)
                 assert not rooms.memory.lacks_mxdeliv(url)  # HTTPS found nothing out before
-                peer.behave(Behaviour(replies={END_OF_DATA: "550 5.7.1 no"}))
+            async with ScriptedSmtpPeer(Behaviour(replies={"RCPT": "550 5.1.1 no"}), port=port):
+                assert isinstance(await send(rooms.smtp, target, lacking=url), Failed)
+                assert not rooms.memory.lacks_mxdeliv(url)  # a refusal is no success
             async with ScriptedSmtpPeer(port=port):
                 assert isinstance(await send(rooms.smtp, target, lacking=url), Delivered)
                 assert rooms.memory.lacks_mxdeliv(url)

@@ -7,7 +7,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal, Protocol, assert_never
+from typing import Protocol, assert_never
 
 import msgspec
 import structlog
@@ -53,7 +53,10 @@ class Settler:
         self._now = clock
 
     async def settle(self, delivery: Delivery, message: bytes, verdicts: Mapping[str, Disposition]) -> list[str]:
-        """Do what was decided for each recipient; recipients with the same verdict stay together.
+        """Do what was decided for each recipient, and tell the sender, in one report for each kind of news.
+
+        Whoever settles again what was not confirmed does less twice by calling `carry_out` for parts of the verdicts,
+        and then `tell` for all.
 
         Args:
             delivery: The delivery as it was taken from the queue.
@@ -66,14 +69,53 @@ class Settler:
         Raises:
             BrokerUnavailable: Something was not confirmed: the delivery must stay in its queue.
         """
+        ended = await self.carry_out(delivery, message, verdicts)
+        await self.tell(delivery, message, verdicts)
+        return ended
+
+    async def carry_out(self, delivery: Delivery, message: bytes, verdicts: Mapping[str, Disposition]) -> list[str]:
+        """Do what was decided, but for courtesies; recipients with the same verdict stay together.
+
+        When this raises and is called again, what was confirmed before is done twice. So what does least harm twice
+        comes first, a report, and what hardly ever fails comes last: to wait, which store and limbo both would have to
+        refuse. A broker that is away is noticed before anything is stored.
+
+        Args:
+            delivery: The delivery as it was taken from the queue.
+            message: The whole message; of a stored one, as much as a report may give back is enough.
+            verdicts: By recipient.
+
+        Returns:
+            The recipients whose delivery has ended: nobody needs the message for them any more, but `tell`.
+
+        Raises:
+            BrokerUnavailable: Something was not confirmed: the delivery must stay in its queue.
+        """
+        if failed := _to_report(verdicts, "failed"):
+            await self._report(delivery, message, failed, "failed")
         together: dict[Disposition, list[str]] = defaultdict(list)
         for recipient, verdict in verdicts.items():
             together[verdict].append(recipient)
-        ended: list[str] = []
-        for verdict, recipients in together.items():
-            if await self._do(verdict, delivery.only(tuple(recipients)), message):
-                ended += recipients
-        return ended
+        for verdict, recipients in sorted(together.items(), key=lambda each: isinstance(each[0], RetryAt | Wait)):
+            await self._do(verdict, delivery.only(tuple(recipients)), message)
+        return [recipient for recipient, verdict in verdicts.items() if isinstance(verdict, Bounce | Done | Drop)]
+
+    async def tell(self, delivery: Delivery, message: bytes, verdicts: Mapping[str, Disposition]) -> None:
+        """Tell the sender who is late, and who was passed on, in one report each.
+
+        A courtesy, and nothing is raised: to settle all again for its sake would store or deliver the mail twice.
+        """
+        actions: tuple[dsn.Action, ...] = ("delayed", "relayed")
+        for action in actions:
+            if told := _to_report(verdicts, action):
+                try:
+                    async with asyncio.timeout(_COURTESY):
+                        await self._report(delivery, message, told, action)
+                except (BrokerUnavailable, TimeoutError) as error:
+                    why = str(error) or "no confirm in time"
+                    log.warning("the sender was not told", id=delivery.id, action=action, error=why)
+                except Exception:
+                    log.exception("the sender could not be told", id=delivery.id, action=action)
 
     async def park(self, delivery: Delivery, message: bytes, at: datetime) -> None:
         """Keep a delivery until then: in the store, or in limbo while the store is away.
@@ -116,17 +158,11 @@ class Settler:
         kept = {**headers, "reason": reason} | ({"message_id": message_id} if message_id else {})
         await self._publisher.raw(topology.UNDECODABLE, data, headers=kept, content_type=content_type)
 
-    async def _do(self, verdict: Disposition, part: Delivery, message: bytes) -> bool:  # noqa: C901 - a case each
-        """Do what was decided; return whether that ends the delivery."""
+    async def _do(self, verdict: Disposition, part: Delivery, message: bytes) -> None:
+        """Do what was decided for some recipients, but for reports: those are of many verdicts."""
         match verdict:
-            case Done(relayed=True):
-                await self._tell(part, message, verdict, "relayed")
-                return True
-            case Bounce():
-                await self._report(part, message, verdict, "failed")
-                return True
-            case Done() | Drop():
-                return True
+            case Bounce() | Done() | Drop():
+                pass
             case FallBack(reply, lacking=lacking):
                 fallen = part.but(quick=0, reply=reply, lacking=lacking, put_off=None)
                 await self._publisher.delivery(topology.SMTP, fallen, message)
@@ -134,8 +170,6 @@ class Settler:
                 await self._publisher.delivery(topology.HTTPS, part.at_next_target().but(reply=reply), message)
             case Wait(at, reply, by=by, warn=warn):
                 await self.park(part.but(reply=reply, put_off=by, warned=part.warned or warn), message, at)
-                if warn:
-                    await self._tell(part, message, verdict, "delayed")
             case RetryAt(at, reply, quick=True):
                 await self.park(part.but(quick=part.quick + 1, reply=reply, put_off=None), message, at)
             case RetryAt(at, reply, warn=warn):
@@ -146,43 +180,47 @@ class Settler:
                     attempts=part.attempts + 1, quick=0, reply=reply, warned=warned, lacking="", put_off=None
                 )
                 await self.park(later, message, at)
-                if warn:
-                    await self._tell(part, message, verdict, "delayed")
             case _:
                 assert_never(verdict)
-        return False
-
-    async def _tell(
-        self, part: Delivery, message: bytes, verdict: RetryAt | Wait | Done, action: Literal["delayed", "relayed"]
-    ) -> None:
-        """Tell the sender that it is late, or was passed on.
-
-        A courtesy: to settle all again for its sake would store or deliver the mail twice.
-        """
-        try:
-            async with asyncio.timeout(_COURTESY):
-                await self._report(part, message, verdict, action)
-        except (BrokerUnavailable, TimeoutError) as error:
-            log.warning("the sender was not told", id=part.id, action=action, error=str(error) or "no confirm in time")
 
     async def _report(
-        self, part: Delivery, message: bytes, verdict: Bounce | RetryAt | Wait | Done, action: dsn.Action
+        self, delivery: Delivery, message: bytes, verdicts: Mapping[str, Disposition], action: dsn.Action
     ) -> None:
+        envelope = delivery.envelope
         report = dsn.Report(
-            delivery=part,
+            delivery=delivery,
             action=action,
-            reply=verdict.reply,
-            expired=isinstance(verdict, Bounce) and verdict.expired,
+            replies={recipient: verdict.reply for recipient, verdict in verdicts.items()},
+            expired=frozenset(
+                each for each, verdict in verdicts.items() if isinstance(verdict, Bounce) and verdict.expired
+            ),
             hostname=self._hostname,
             id=new_id(),
             now=self._now(),
-            retry_until=part.envelope.accepted_at + self._schedule.max_age if action == "delayed" else None,
+            retry_until=envelope.accepted_at + self._schedule.max_age if action == "delayed" else None,
         )
         await self._publisher.raw(
             topology.OUTBOUND,
             dsn.compose(report, message),
             message_id=report.id,
             content_type=codec.CONTENT_TYPE,
-            headers={"mail_from": "", "rcpt_to": [part.envelope.mail_from], "smtputf8": report.smtputf8},
+            headers={"mail_from": "", "rcpt_to": [envelope.mail_from], "smtputf8": report.smtputf8},
         )
-        log.info("reported", id=part.id, action=action, report=report.id)
+        log.info("reported", id=delivery.id, action=action, recipients=len(verdicts), report=report.id)
+
+
+def _to_report(verdicts: Mapping[str, Disposition], action: dsn.Action) -> dict[str, Disposition]:
+    """Return the verdicts of which the sender is to hear by a report of that kind."""
+    return {recipient: verdict for recipient, verdict in verdicts.items() if _reported(verdict) == action}
+
+
+def _reported(verdict: Disposition) -> dsn.Action | None:
+    match verdict:
+        case Bounce():
+            return "failed"
+        case RetryAt(warn=True, quick=False) | Wait(warn=True):
+            return "delayed"
+        case Done(relayed=True):
+            return "relayed"
+        case _:
+            return None

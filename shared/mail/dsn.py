@@ -3,14 +3,14 @@
 What a peer said goes into the report. Words of our own name no internal host, rule or setting: they are read by
 strangers. Where a rule sent the mail stays our business too, so a host is named on routes without a rule only.
 
-The message is put together here, byte by byte: the standard library's generator decodes and folds anew what it is
-given, so that an encoded-word in a peer's reply could begin a header field, and a long address came out encoded.
+One report tells of all recipients of a delivery that had the same fate, however many things their hosts said: a block
+for each in the part for machines, and in the part for people a paragraph for all of whom the same can be told.
 """
 
 import re
 import textwrap
-from binascii import b2a_qp
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from email.utils import format_datetime
 from typing import Final, Literal
@@ -20,6 +20,7 @@ import msgspec
 from shared.mail.address import needs_smtputf8, to_ascii_domain
 from shared.mail.advice import advice, happened
 from shared.mail.envelope import Delivery
+from shared.mail.mime import LONGEST, WIDTH, ascii_only, fields, is_utf8, multipart, part, shown, text
 from shared.mail.reply import Reply
 from shared.mail.trace import header_of
 
@@ -28,12 +29,7 @@ from shared.mail.trace import header_of
 # whole goes to somebody who never wrote it.
 MAX_RETURNED = 1_048_576
 MAX_HEADER = 65_536  # bytes of the header that a report gives back; no real one is larger
-_WIDTH = 76  # characters of a line, RFC 5322 2.1.1; a word that is longer stands alone in its line
-_LONGEST = 900  # octets of a value; a line must not reach 998 (RFC 5322 2.1.1)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_BIDI = re.compile(r"[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # with them, words are read in another order
-_CHUNK = re.compile(r" *[^ ]+(?: +$)?")
-_LINE_END = re.compile(rb"\r\n|\r|\n")
+_MAX_GROUPS = 20  # told in words, two or three pages; nobody reads more, and the part for machines has all
 _HOST = re.compile(r"[a-zA-Z0-9\[\]._:-]{1,255}")
 _XTEXT = re.compile(r"\+([0-9A-F]{2})")
 _NOT_PRINTABLE = re.compile(r"[^ -~]")
@@ -57,10 +53,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What a report says, before it is written as a message.
 
     Attributes:
-        delivery: The delivery whose recipients it is about.
+        delivery: The delivery to which they belong.
         action: Whether they failed, are late, or were passed on to a server that will not confirm (RFC 3464 2.3.3).
-        reply: What was answered for them last.
-        expired: The fleet's patience ended; there was no final refusal.
+        replies: What was answered for each recipient last.
+        expired: Those for whom the fleet's patience ended; there was no final refusal.
         hostname: The name of this fleet.
         id: A unique id for the report's Message-ID and boundary.
         now: The time, UTC.
@@ -69,11 +65,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     delivery: Delivery
     action: Action
-    reply: Reply
+    replies: Mapping[str, Reply]
     hostname: str
     id: str
     now: datetime
-    expired: bool = False
+    expired: frozenset[str] = frozenset()
     retry_until: datetime | None = None
 
     @property
@@ -89,28 +85,25 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         """Say whether the sender is to have the whole message back: RET is for failures only (RFC 3461 4.3)."""
         return self.delivery.envelope.ret == "FULL" and self.action == "failed"
 
-    @property
-    def status(self) -> str:
-        """The status code, of the class that belongs to the action (RFC 3464 2.3.4).
+    def status(self, recipient: str) -> str:
+        """Return a recipient's status code, of the class that belongs to the action (RFC 3464 2.3.4).
 
         A message that was given up failed with 4.4.7: class 4 is also for a temporary condition that "has caused
         abandonment", and tells that sending in the future may be successful (RFC 3463 2, 3.5). The last answer stands
         in the diagnostic code.
         """
-        if self.expired:
+        if recipient in self.expired:
             return "4.4.7"
-        detail = _STATUS.fullmatch(self.reply.status)
+        detail = _STATUS.fullmatch(self.replies[recipient].status)
         return _CLASSES[self.action] + (".0.0" if detail is None else detail[1])
 
 
 def compose(report: Report, message: bytes) -> bytes:
     """Return the report as an RFC 5322 message to the sender of `message`."""
-    boundary = f"report-{report.id}"
-    parts = (_words(report, message), _status(report), _returned(report, message))
-    header = _fields(
-        ("MIME-Version", "1.0"),
-        ("Content-Type", f'multipart/report; report-type=delivery-status; boundary="{boundary}"'),
-        ("Content-Transfer-Encoding", _encoding(b"".join(parts))),  # the widest of its parts, RFC 2045 6.4
+    return multipart(
+        "multipart/report; report-type=delivery-status",
+        f"report-{report.id}",
+        (_words(report, message), _status(report), _returned(report, message)),
         ("From", f"Mail Delivery System <MAILER-DAEMON@{report.hostname}>"),
         ("To", to_ascii_domain(report.delivery.envelope.mail_from)),
         ("Subject", _SUBJECTS[report.action]),
@@ -118,42 +111,60 @@ def compose(report: Report, message: bytes) -> bytes:
         ("Message-ID", f"<{report.id}@{report.hostname}>"),
         ("Auto-Submitted", "auto-replied"),  # RFC 3834 5: vacation programs must not answer
     )
-    line = b"\r\n--" + boundary.encode()
-    return b"".join((header, *(line + b"\r\n" + part for part in parts), line, b"--\r\n"))
 
 
 def _words(report: Report, message: bytes) -> bytes:
     """Return the part for people. Whatever a stranger wrote is indented, so that it cannot begin a line."""
-    reply = report.reply
-    recipients = "\n".join(f"    {_shown(each)}" for each in report.delivery.envelope.rcpt_to)
-    said = [] if reply.mta is None else [f"{_speaker(report)} said:", _quoted(str(reply))]
-    own = [] if reply.mta is not None or report.action == "relayed" else ["What happened:", _quoted(happened(reply))]
+    groups = _groups(report)
+    more = sum(len(group) for group in groups[_MAX_GROUPS:])
     whole_is_missing = report.gives_back_all and len(message) > MAX_RETURNED
     paragraphs = (
         f"This is the mail system at {report.hostname}.",
-        textwrap.fill(_opening(report), _WIDTH),
-        recipients,
-        *said,
-        *own,
-        "What you can do:",
-        _quoted(_to_do(report)),
+        *(paragraph for group in groups[:_MAX_GROUPS] for paragraph in _explained(report, group)),
+        *([f"And {more} more: see the details below."] if more else []),
         *(["Your message is too large to be attached whole: only its header is."] if whole_is_missing else []),
     )
-    text = "\n\n".join(paragraphs) + "\n"
-    if text.isascii():
-        return _part('text/plain; charset="us-ascii"', "What happened", text.encode())
-    # For eyes only, so that every server takes it: 8bit is for what must come back byte for byte. A soft line break
-    # loses the indentation, and a stranger's words could begin the next line with our boundary.
-    coded = b2a_qp(text.encode()).replace(b"\n-", b"\n=2D")
-    return _part('text/plain; charset="utf-8"', "What happened", coded, encoding="quoted-printable")
+    return text("What happened", "\n\n".join(paragraphs) + "\n")
 
 
-def _opening(report: Report) -> str:
+def _groups(report: Report) -> list[list[str]]:
+    """Return the recipients, those together of whom the same can be told.
+
+    Hosts name the recipient in words that are the same for each: `<x@a.example>: no such user`.
+    """
+    names = sorted(
+        (recipient.casefold() for recipient in report.replies), key=len, reverse=True
+    )  # `joan@` before `an@`
+    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for recipient in report.replies:
+        who, words = _said(report, recipient)
+        words = words.casefold()
+        for name in names:
+            words = words.replace(name, "")
+        groups[_opening(report, recipient), who, words, _to_do(report, recipient)].append(recipient)
+    return list(groups.values())
+
+
+def _explained(report: Report, group: Sequence[str]) -> list[str]:
+    """Return the paragraphs about recipients of whom the same can be told."""
+    first = group[0]
+    who, words = _said(report, first)
+    whom = "" if all(_said(report, each)[1] == words for each in group) else " of the first"
+    return [
+        textwrap.fill(_opening(report, first), WIDTH),
+        "\n".join(f"    {shown(each)}" for each in group),
+        *([f"{who}{whom}:", _quoted(words)] if who else []),
+        "What you can do:",
+        _quoted(_to_do(report, first)),
+    ]
+
+
+def _opening(report: Report, recipient: str) -> str:
     if report.action == "delayed":
         return "Your message is late. It could not be delivered yet to:"
     if report.action == "relayed":
         return "Your message was passed on to a mail server that sends no confirmations, for:"
-    if not report.expired:
+    if recipient not in report.expired:
         return "Your message could not be delivered to:"
     return f"Your message was given up after {_age(report)}. It could not be delivered to:"
 
@@ -168,16 +179,21 @@ def _age(report: Report) -> str:
     return f"{round(hours / 24)} days"
 
 
-def _speaker(report: Report) -> str:
-    """Return who spoke; a name that is none could say anything, and stays out of our own sentence."""
-    host = report.reply.mta
-    named = host is not None and not report.delivery.route.key and _HOST.fullmatch(host)
-    return f"The mail server {host}" if named else "The recipient's mail server"
+def _said(report: Report, recipient: str) -> tuple[str, str]:
+    """Return who spoke of a recipient, and the words; or what happened. Both are empty when nothing needs words.
+
+    A name of a host that is none could say anything, and stays out of our own sentence.
+    """
+    reply = report.replies[recipient]
+    if reply.mta is not None:
+        named = not report.delivery.route.key and _HOST.fullmatch(reply.mta)
+        return f"The mail server {reply.mta} said" if named else "The recipient's mail server said", str(reply)
+    return ("", "") if report.action == "relayed" else ("What happened", happened(reply))
 
 
-def _to_do(report: Report) -> str:
+def _to_do(report: Report, recipient: str) -> str:
     if report.action == "failed":
-        return advice(report.reply, expired=report.expired)
+        return advice(report.replies[recipient], expired=recipient in report.expired)
     if report.action == "relayed":
         return "Nothing. If it cannot be delivered there, that server should tell you."
     at = report.retry_until
@@ -185,34 +201,34 @@ def _to_do(report: Report) -> str:
     return f"Nothing. It will be tried again{until}. You do not need to send it again."
 
 
-def _quoted(text: str) -> str:
-    lines = textwrap.wrap(_shown(text)[:_LONGEST], _WIDTH - 4, break_long_words=False, break_on_hyphens=False)
+def _quoted(words: str) -> str:
+    lines = textwrap.wrap(shown(words)[:LONGEST], WIDTH - 4, break_long_words=False, break_on_hyphens=False)
     return textwrap.indent("\n".join(lines), "    ")
 
 
 def _status(report: Report) -> bytes:
     """Return the part for machines. It is in UTF-8 only when the report needs SMTPUTF8 anyway (RFC 6533 4)."""
     envelope = report.delivery.envelope
-    about_message = _fields(
+    about_message = fields(
         ("Reporting-MTA", f"dns; {report.hostname}"),
         ("Original-Envelope-Id", _decoded(envelope.envid)),
         ("Arrival-Date", format_datetime(envelope.accepted_at)),
     )
-    content = b"\r\n".join((about_message, *(_recipient(report, each) for each in envelope.rcpt_to)))
+    content = b"\r\n".join((about_message, *(_recipient(report, each) for each in report.replies)))
     kind = "message/delivery-status" if content.isascii() else "message/global-delivery-status"
-    return _part(kind, "Delivery report", content)
+    return part(kind, "Delivery report", content)
 
 
 def _recipient(report: Report, recipient: str) -> bytes:
-    reply = report.reply
+    reply = report.replies[recipient]
     peer = reply.mta if reply.mta is not None and not report.delivery.route.key else None
-    said = str(reply) if report.smtputf8 else _ascii(str(reply))
+    said = str(reply) if report.smtputf8 else ascii_only(str(reply))
     retried = report.retry_until if report.action == "delayed" else None  # RFC 3464 2.3.9: for no other action
-    return _fields(
+    return fields(
         ("Final-Recipient", _typed(recipient, utf8=report.smtputf8)),
         ("Action", report.action),
-        ("Status", report.status),
-        ("Remote-MTA", None if peer is None else f"dns; {_ascii(peer)}"),
+        ("Status", report.status(recipient)),
+        ("Remote-MTA", None if peer is None else f"dns; {ascii_only(peer)}"),
         ("Diagnostic-Code", None if reply.mta is None else f"smtp; {said}"),
         ("Last-Attempt-Date", format_datetime(report.now)),
         ("Will-Retry-Until", None if retried is None else format_datetime(retried)),
@@ -241,57 +257,11 @@ def _returned(report: Report, message: bytes) -> bytes:
     """Return the message or its header as it was, but for line ends: a report crosses servers that mind them."""
     header = header_of(message)
     # RFC 6533 4, 6.3: what has UTF-8 in its header is no RFC 822 any more. Latin-1 and the like fit neither type.
-    utf8 = report.smtputf8 and not header.isascii() and _is_utf8(header)
+    utf8 = report.smtputf8 and not header.isascii() and is_utf8(header)
     if report.gives_back_all and len(message) <= MAX_RETURNED:
         kind = "message/global" if utf8 else "message/rfc822"
-        return _part(kind, "Your message", message)
+        return part(kind, "Your message", message)
     if len(header) > MAX_HEADER:
         header = header[: header.rfind(b"\n", 0, MAX_HEADER) + 1] or header[:MAX_HEADER]
     kind = "message/global-headers" if utf8 else "text/rfc822-headers"
-    return _part(kind, "Header of your message", header.rstrip(b"\r\n") + b"\n")
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _part(content_type: str, description: str, content: bytes, *, encoding: str | None = None) -> bytes:
-    header = _fields(
-        ("Content-Type", content_type),
-        ("Content-Description", description),
-        ("Content-Transfer-Encoding", encoding or _encoding(content)),
-    )
-    return header + b"\r\n" + _LINE_END.sub(b"\r\n", content)
-
-
-def _encoding(content: bytes) -> str:
-    return "7bit" if content.isascii() else "8bit"
-
-
-def _fields(*fields: tuple[str, str | None]) -> bytes:
-    """Return header fields, each in one piece: no value can begin another. Those without a value are left out."""
-    given = ((name, _CONTROL.sub("?", value)) for name, value in fields if value is not None)
-    cut = ((name, value.encode()[:_LONGEST].decode(errors="ignore").rstrip(" ")) for name, value in given)
-    return "".join(_folded(f"{name}: {value}") + "\r\n" for name, value in cut).encode()
-
-
-def _folded(field: str) -> str:
-    """Return the field in lines, broken before blanks, none of which is lost (RFC 5322 2.2.3)."""
-    lines = [""]
-    for chunk in _CHUNK.findall(field):
-        if len(lines[-1]) + len(chunk) > _WIDTH and lines[-1]:
-            lines.append("")
-        lines[-1] += chunk
-    return "\r\n".join(lines)
-
-
-def _ascii(text: str) -> str:
-    return _CONTROL.sub("?", text).encode("ascii", "backslashreplace").decode("ascii")
-
-
-def _shown(text: str) -> str:
-    return _BIDI.sub("?", _CONTROL.sub("?", text))
+    return part(kind, "Header of your message", header.rstrip(b"\r\n") + b"\n")

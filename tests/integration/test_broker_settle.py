@@ -229,6 +229,136 @@ class TestVerdicts:
         assert (["b@a.example", "c@a.example"] if ends else []) == await settle(settler, part, verdict)
 
 
+def refused(*recipients: str) -> dict[str, Disposition]:
+    """Return the verdicts on recipients whom a host refused, each by name."""
+    return {
+        each: Bounce(Reply(code=550, enhanced="5.1.1", text=f"<{each}>: no such user", mta="mx.a.example"))
+        for each in recipients
+    }
+
+
+class TestReports:
+    """One report for each kind of news, however many things the hosts said (RFC 3464 2.1)."""
+
+    async def test_a_hundred_refusals_are_one_report(self, settler: Settler, queues: Queues) -> None:
+        """Hosts name the recipient in their words; a hundred reports with the whole message each would be a flood."""
+        verdicts = refused(*(f"user{number}@a.example" for number in range(100)))
+        part = delivery(*verdicts, ret="FULL")
+        assert list(verdicts) == await settler.settle(part, MESSAGE, verdicts)
+        report = Report(await queues.take(topology.OUTBOUND))
+        assert [(f"rfc822; {each}", f"smtp; 550 5.1.1 <{each}>: no such user") for each in verdicts] == [
+            (block["Final-Recipient"], "".join(block["Diagnostic-Code"].splitlines())) for block in report.blocks[1:]
+        ]
+        assert {} == await depths(queues)
+
+    async def test_failed_late_and_relayed_are_one_report_each(
+        self, settler: Settler, deferred: Deferred, queues: Queues
+    ) -> None:
+        """Each with its own recipients only, whatever was answered; who has it or waits unwarned is in none."""
+        later = Reply(code=451, enhanced="4.7.1", text="<late2@a.example>: greylisted", mta="mx.a.example")
+        verdicts: dict[str, Disposition] = {
+            "ok@a.example": Done(Reply(code=250)),
+            "late@a.example": RetryAt(AT, LATER, warn=True),
+            "passed@a.example": Done(Reply(code=250, text="1"), relayed=True),
+            "never@a.example": Bounce(NEVER),
+            "late2@a.example": RetryAt(AT, later, warn=True),
+            "passed2@a.example": Done(Reply(code=250, text="2"), relayed=True),
+            "expired@a.example": Bounce(LATER, expired=True),
+            "room@a.example": Wait(AT, LATER, "smtp", warn=True),
+            "soon@a.example": RetryAt(AT, LATER),
+            "silent@a.example": Drop(NEVER),
+        }
+        ended = await settler.settle(delivery(*verdicts), MESSAGE, verdicts)
+        reports = [Report(await queues.take(topology.OUTBOUND)) for _ in range(3)]
+        assert [
+            [("never@a.example", "failed", "5.1.1"), ("expired@a.example", "failed", "4.4.7")],
+            [(f"{each}@a.example", "delayed", "4.7.1") for each in ("late", "late2", "room")],
+            [("passed@a.example", "relayed", "2.0.0"), ("passed2@a.example", "relayed", "2.0.0")],
+        ] == [
+            [(block["Final-Recipient"][8:], block["Action"], block["Status"]) for block in report.blocks[1:]]
+            for report in reports
+        ]
+        assert {} == await depths(queues)
+        waiting = {part.envelope.rcpt_to: part.warned for part, _, _ in await waits(deferred)}
+        assert {each: each != ("soon@a.example",) for each in waiting} == waiting
+        assert 4 == len(waiting)
+        names = ("ok", "passed", "never", "passed2", "expired", "silent")
+        assert [f"{each}@a.example" for each in names] == ended
+
+    async def test_a_courtesy_can_be_left_for_later(self, settler: Settler, deferred: Deferred, queues: Queues) -> None:
+        """Who settles verdict by verdict tells the sender of all in the end, once."""
+        verdicts: dict[str, Disposition] = {
+            "a@a.example": RetryAt(AT, LATER, warn=True),
+            "b@a.example": RetryAt(AT, NEVER, warn=True),
+        }
+        part = delivery(*verdicts)
+        for recipient, verdict in verdicts.items():
+            assert [] == await settler.carry_out(part, MESSAGE, {recipient: verdict})
+        assert {} == await depths(queues)
+        assert [True, True] == [each.warned for each, _, _ in await waits(deferred)]
+        await settler.tell(part, MESSAGE, verdicts)
+        assert 3 == len(Report(await queues.take(topology.OUTBOUND)).blocks)
+        assert {} == await depths(queues)
+
+    async def test_a_report_that_is_not_confirmed_leaves_the_rest_undone(
+        self, settler: Settler, deferred: Deferred, queues: Queues
+    ) -> None:
+        """The caller settles again: what was stored or handed on before would be delivered twice."""
+        await queues.channel.queue_delete(topology.OUTBOUND)
+        verdicts: dict[str, Disposition] = {
+            "fall@a.example": FallBack(LATER),
+            "a@a.example": RetryAt(AT, LATER),
+            **refused("b@a.example"),
+        }
+        with pytest.raises(BrokerUnavailable):
+            await settler.settle(delivery(*verdicts), MESSAGE, verdicts)
+        await topology.declare(queues.channel)
+        assert ({}, []) == (await depths(queues), await waits(deferred))
+
+    async def test_what_is_not_handed_on_leaves_what_waits_undone(
+        self, settler: Settler, deferred: Deferred, queues: Queues
+    ) -> None:
+        """Only the report is there twice, when the caller settles again."""
+        await queues.channel.queue_delete(topology.SMTP)
+        verdicts: dict[str, Disposition] = {
+            "a@a.example": RetryAt(AT, LATER),
+            "fall@a.example": FallBack(LATER),
+            **refused("b@a.example"),
+        }
+        with pytest.raises(BrokerUnavailable):
+            await settler.settle(delivery(*verdicts), MESSAGE, verdicts)
+        await topology.declare(queues.channel)
+        assert [] == await waits(deferred)
+        await settler.settle(delivery(*verdicts), MESSAGE, verdicts)
+        assert {topology.OUTBOUND: 2, topology.SMTP: 1} == await depths(queues)
+        assert 1 == len(await waits(deferred))
+
+    @pytest.mark.parametrize("verdict", [RetryAt(AT, LATER, warn=True), Done(Reply(code=250), relayed=True)])
+    async def test_a_courtesy_that_cannot_be_sent_holds_nothing_up(
+        self, settler: Settler, queues: Queues, verdict: Disposition
+    ) -> None:
+        """To settle again for its sake would store or deliver the mail twice."""
+        await queues.channel.queue_delete(topology.OUTBOUND)
+        await settle(settler, delivery(), verdict)
+        await topology.declare(queues.channel)
+        assert {} == await depths(queues)
+
+    async def test_a_courtesy_that_cannot_be_written_holds_nothing_up(
+        self, publisher: Publisher, deferred: Deferred, queues: Queues
+    ) -> None:
+        """A fault of our own is no more reason to settle again; a refusal must be told, and raises."""
+
+        def broken() -> datetime:
+            raise ValueError("a fault of our own")
+
+        settler = Settler(publisher, deferred, hostname=HOSTNAME, schedule=SCHEDULE, clock=broken)
+        await settle(settler, delivery(), RetryAt(AT, LATER, warn=True))
+        assert 1 == len(await waits(deferred))
+        with pytest.raises(ValueError, match="of our own"):
+            await settle(settler, delivery(), Bounce(NEVER))
+        assert {} == await depths(queues)
+
+
 class TestAway:
     """Store or broker away: late, never lost."""
 

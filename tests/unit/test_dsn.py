@@ -6,6 +6,7 @@ behaviour, and run the tests again without the variable.
 """
 
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
 from email.message import Message
@@ -74,25 +75,37 @@ def delivery(
     )
 
 
-def failed(delivery: Delivery, reply: Reply, *, expired: bool = False, after: timedelta | None = None) -> Report:
-    """Return the report that recipients failed."""
+def each(delivery: Delivery, answered: Reply | Mapping[str, Reply]) -> Mapping[str, Reply]:
+    """Return the reply of each recipient."""
+    return dict.fromkeys(delivery.envelope.rcpt_to, answered) if isinstance(answered, Reply) else answered
+
+
+def failed(
+    delivery: Delivery,
+    answered: Reply | Mapping[str, Reply],
+    *,
+    expired: bool | frozenset[str] = False,
+    after: timedelta | None = None,
+) -> Report:
+    """Return the report that recipients failed; with one reply for all, or that of each."""
+    replies = each(delivery, answered)
     return Report(
         delivery=delivery,
         action="failed",
-        reply=reply,
+        replies=replies,
         hostname="mx.example.org",
         id="fedcba9876543210fedcba9876543210",
         now=NOW if after is None else ACCEPTED + after,
-        expired=expired,
+        expired=frozenset(replies if expired else ()) if isinstance(expired, bool) else expired,
     )
 
 
-def delayed(delivery: Delivery, reply: Reply) -> Report:
+def delayed(delivery: Delivery, answered: Reply | Mapping[str, Reply]) -> Report:
     """Return the report that recipients are late."""
     return Report(
         delivery=delivery,
         action="delayed",
-        reply=reply,
+        replies=each(delivery, answered),
         hostname="mx.example.org",
         id="fedcba9876543210fedcba9876543210",
         now=NOW,
@@ -100,17 +113,43 @@ def delayed(delivery: Delivery, reply: Reply) -> Report:
     )
 
 
-def relayed(delivery: Delivery, reply: Reply) -> Report:
+def relayed(delivery: Delivery, answered: Reply | Mapping[str, Reply]) -> Report:
     """Return the report that recipients were passed on to a server that will not confirm."""
-    return msgspec.structs.replace(failed(delivery, reply), action="relayed")
+    return msgspec.structs.replace(failed(delivery, answered), action="relayed")
+
+
+def unknown(*recipients: str) -> dict[str, Reply]:
+    """Return what a host says that names each recipient in its words."""
+    return {
+        each: Reply(code=550, enhanced="5.1.1", text=f"<{each}>: no such user here", mta="mx1.b.example")
+        for each in recipients
+    }
 
 
 LONG_WORDS = Reply(
     code=554, text="x" * 400 + " http://policy.example/" + "y" * 80 + " please read " * 20, mta="mx1.b.example"
 )
+# Two with the same words but for the name, one whose time ran out, one who was not reached; in a delivery's order.
+GROUPS = {
+    "bob@b.example": UNKNOWN_USER,
+    "full@b.example": FULL_FOR_GOOD,
+    **unknown("carol@b.example"),
+    "late@b.example": BUSY,
+    "lost@b.example": NO_ANSWER,
+}
+TWO_GROUPS = {each: GROUPS[each] for each in ("bob@b.example", "full@b.example", "carol@b.example")}
 CASES = {
     "failed": (failed(delivery(), UNKNOWN_USER), MESSAGE),
     "failed-two-recipients": (failed(delivery("bob@b.example", '"c d"@b.example'), UNKNOWN_USER), MESSAGE),
+    "failed-two-groups": (failed(delivery(*TWO_GROUPS), TWO_GROUPS), MESSAGE),
+    "failed-and-expired": (
+        failed(delivery(*GROUPS), GROUPS, expired=frozenset({"late@b.example", "lost@b.example"})),
+        MESSAGE,
+    ),
+    "delayed-two-groups": (
+        delayed(delivery("late@b.example", "lost@b.example"), {"late@b.example": BUSY, "lost@b.example": NO_ANSWER}),
+        MESSAGE,
+    ),
     "failed-null-mx": (failed(delivery(), Reply(code=556, enhanced="5.1.10", text="null MX of b.example")), MESSAGE),
     "failed-long-words": (failed(delivery(), LONG_WORDS), MESSAGE),
     "failed-mailbox-full": (failed(delivery(), FULL_FOR_GOOD), MESSAGE),
@@ -209,7 +248,7 @@ def test_a_report_has_the_form_of_the_rfcs(name: str) -> None:
         assert (kind, address) == ("rfc822", recipient) if recipient.isascii() else kind == "utf-8"
         assert recipient.isascii() or address.isascii() != report.smtputf8
         assert block["Action"] == report.action
-        assert block["Status"].startswith("4." if report.expired else CLASSES[report.action])
+        assert block["Status"].startswith("4." if recipient in report.expired else CLASSES[report.action])
         assert block["Last-Attempt-Date"]
         assert (block["Will-Retry-Until"] is not None) == (report.action == "delayed")
 
@@ -279,9 +318,10 @@ def test_a_report_comes_back_in_as_ordinary_mail() -> None:
 def test_words_of_our_own_never_reach_a_stranger(name: str) -> None:
     """They name hosts, ports and rules of the fleet; the stranger reads a sentence chosen by the code instead."""
     report, message = CASES[name]
-    assert report.reply.mta is None
+    [reply] = report.replies.values()
+    assert reply.mta is None
     data = compose(report, message)
-    assert report.reply.text.encode() not in data
+    assert reply.text.encode() not in data
     assert not {word for word in (b"internal", b"2525", b"*.example", b"null MX", b"Diagnostic-Code") if word in data}
 
 
@@ -358,28 +398,30 @@ def test_nobody_can_write_a_field_or_part_of_a_report(text: str, field: str) -> 
 
 @given(
     deliveries,
-    replies | st.builds(Reply, code=st.integers(0, 999), text=hostile_text, mta=domains),
+    st.lists(replies | st.builds(Reply, code=st.integers(0, 999), text=hostile_text, mta=domains), min_size=4),
     st.binary(max_size=300),
 )
-@example(CASES["failed"][0].delivery, UNKNOWN_USER, b"")
+@example(CASES["failed"][0].delivery, [UNKNOWN_USER], b"")
 @example(
-    CASES["failed"][0].delivery, UNKNOWN_USER, b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n--x--\r\n"
+    CASES["failed"][0].delivery, [UNKNOWN_USER], b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n--x--\r\n"
 )
 @example(
     CASES["failed"][0].delivery,
-    UNKNOWN_USER,
+    [UNKNOWN_USER],
     b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64\r\n\r\n=",
 )
-def test_a_report_can_be_written_about_anything(one: Delivery, reply: Reply, message: bytes) -> None:
+def test_a_report_can_be_written_about_anything(one: Delivery, said: list[Reply], message: bytes) -> None:
     """An exception here would keep a message coming back for ever, and its sender would never hear of it."""
     if not one.envelope.mail_from:
         one = delivery(*one.envelope.rcpt_to)
-    for report in (failed(one, reply), failed(one, reply, expired=True), delayed(one, reply), relayed(one, reply)):
+    answered = dict(zip(one.envelope.rcpt_to, said, strict=False))
+    some = failed(one, answered, expired=frozenset(one.envelope.rcpt_to[:1]))
+    for report in (failed(one, answered), some, delayed(one, answered), relayed(one, answered)):
         data = compose(report, message)
         assert b"\n" not in data.replace(b"\r\n", b"")
         root, _, blocks, _ = parts_of(data.replace(message, b"") if len(message) > 40 else data)
         assert len(root.keys()) == 9
-        assert len(blocks) == 1 + len(one.envelope.rcpt_to)
+        assert len(blocks) == 1 + len(answered)
 
 
 @given(addresses, addresses)
@@ -510,7 +552,9 @@ def test_no_soft_line_break_lets_a_stranger_begin_a_part(length: int) -> None:
     """Quoted-printable breaks long words anywhere, and what follows stands at the beginning of a line."""
     report = failed(delivery(), UNKNOWN_USER)
     text = f"\u00fc{'y' * length}--report-{report.id}--"
-    report = msgspec.structs.replace(report, reply=Reply(code=550, text=text, mta="mx1.b.example"))
+    report = msgspec.structs.replace(
+        report, replies=each(report.delivery, Reply(code=550, text=text, mta="mx1.b.example"))
+    )
     assert len([line for line in compose(report, MESSAGE).split(b"\r\n") if line.startswith(b"--")]) == 4
     assert text in words_of(report)
 
@@ -550,7 +594,8 @@ def test_the_id_of_the_sender_comes_back_as_she_chose_it(envid: str | None, deco
 def test_the_status_agrees_with_the_action(enhanced: str) -> None:
     """RFC 3464 2.3.4: programs that read only one of them must come to the same end."""
     for report in (failed(delivery(), UNKNOWN_USER), delayed(delivery(), BUSY), relayed(delivery(), TAKEN)):
-        odd = msgspec.structs.replace(report, reply=Reply(code=550, enhanced=enhanced, text="x", mta="mx1.b.example"))
+        reply = Reply(code=550, enhanced=enhanced, text="x", mta="mx1.b.example")
+        odd = msgspec.structs.replace(report, replies=each(report.delivery, reply))
         detail = "1.5" if enhanced.endswith(".1.5") else "0.0"
         assert parts_of(compose(odd, MESSAGE))[2][1]["Status"] == CLASSES[report.action] + detail
 
@@ -615,3 +660,87 @@ def test_a_report_is_never_reported_on(outcome: Outcome) -> None:
         spread=0.0,
     )
     assert isinstance(verdict, Drop) or not getattr(verdict, "relayed", True)
+
+
+def test_a_hundred_answers_are_one_report() -> None:
+    """RFC 3464 2.1: a hundred unknown users of one message cost its sender one report, with her letter once."""
+    recipients = [f"user{number}@b.example" for number in range(100)]
+    report = failed(delivery(*recipients, full=True), unknown(*recipients))
+    data = compose(report, MESSAGE + b"y" * 500_000)
+    blocks = parts_of(data)[2][1:]
+    assert [f"rfc822; {recipient}" for recipient in recipients] == [block["Final-Recipient"] for block in blocks]
+    assert [f"smtp; 550 5.1.1 <{recipient}>: no such user here" for recipient in recipients] == [
+        unfolded(block, "Diagnostic-Code") for block in blocks
+    ]
+    assert 1 == data.count(b"The body of the message.")
+    assert len(data) < 550_000
+
+
+def test_recipients_have_their_own_status_and_host() -> None:
+    """RFC 3464 2.3: each block is about one recipient; nobody is told another's answer."""
+    report, message = CASES["failed-and-expired"]
+    assert [
+        ("5.1.1", "dns; mx1.b.example", "smtp; 550 5.1.1 <bob@b.example>: no such user here"),
+        ("5.2.2", "dns; mx1.b.example", "smtp; 552 5.2.2 The mailbox is over quota"),
+        ("5.1.1", "dns; mx1.b.example", "smtp; 550 5.1.1 <carol@b.example>: no such user here"),
+        ("4.4.7", "dns; mx1.b.example", "smtp; 451 4.7.1 Greylisted, come back later"),
+        ("4.4.7", None, None),
+    ] == [
+        (block["Status"], block["Remote-MTA"], block["Diagnostic-Code"])
+        for block in parts_of(compose(report, message))[2][1:]
+    ]
+
+
+def test_a_person_reads_once_what_is_true_of_many() -> None:
+    """Words that differ in the recipient's name alone are one fault, told of the first; in any case of its letters."""
+    names = [f"user{number}@b.example" for number in range(100)]
+    replies = unknown(*(name.upper() for name in names))
+    words = words_of(failed(delivery(*names), dict(zip(names, replies.values(), strict=True))))
+    assert words.count("What you can do:") == 1
+    assert "".join(f"    {name}\n" for name in names) in words
+    assert "said of the first:\n\n    550 5.1.1 <USER0@B.EXAMPLE>: no such user here\n" in words
+    assert "more: see the details below" not in words
+    assert "of the first" not in words_of(failed(delivery(*names), BUSY))
+
+
+def test_names_within_names_do_not_part_recipients() -> None:
+    """`ann@` stands in `joann@` too."""
+    names = ("ann@b.example", "joann@b.example", "jo@b.example")
+    assert words_of(failed(delivery(*names), unknown(*names))).count("What you can do:") == 1
+
+
+def test_a_person_reads_no_more_than_twenty_faults() -> None:
+    """The rest is counted, and stands in the part for machines."""
+    names = [f"user{number}@b.example" for number in range(30)]
+    answered = {
+        name: Reply(code=550, text=f"refused for reason {min(number, 26)}", mta="mx1.b.example")
+        for number, name in enumerate(names)
+    }
+    words = words_of(failed(delivery(*names), answered))
+    assert words.count("What you can do:") == 20
+    assert "reason 19\n" in words
+    assert "reason 20\n" not in words
+    assert words.endswith("\n\nAnd 10 more: see the details below.\n")
+    twenty = dict(list(answered.items())[:20])
+    assert "more: see the details below" not in words_of(failed(delivery(*twenty), twenty))
+
+
+def test_words_of_our_own_do_not_part_recipients() -> None:
+    """They are not shown, so the reader could not see why."""
+    answered = {
+        "a@b.example": Reply(code=450, enhanced="4.4.1", text="cannot connect to 192.0.2.1"),
+        "b@b.example": Reply(code=450, enhanced="4.4.1", text="cannot connect to 192.0.2.2"),
+    }
+    words = words_of(failed(delivery(*answered), answered, expired=True))
+    assert words.count("What happened:") == 1
+    assert "of the first" not in words
+
+
+def test_where_a_rule_sent_the_mail_does_not_part_recipients() -> None:
+    """Two relays behind a rule are the fleet's business; that there are two is as well."""
+    answered = {
+        f"{name}@b.example": Reply(code=550, enhanced="5.7.1", text="Blocked", mta=f"{name}.internal") for name in "ab"
+    }
+    words = words_of(failed(delivery(*answered, route=RULED), answered))
+    assert words.count("The recipient's mail server said:\n\n    550 5.7.1 Blocked") == 1
+    assert "internal" not in words

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import errno
 import math
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
 from socket import AddressFamily
 from types import SimpleNamespace
@@ -37,19 +37,21 @@ Sessions = Mapping[Tls, aiohttp.ClientSession]
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True):
-    """How long to wait for a peer, in seconds.
+    """How long to wait for a peer, in seconds, and how long to keep a connection.
 
     Attributes:
         connect: To reach a host, TLS included; then SMTP is tried.
         whole: For the whole request: what senders of the neighbouring projects allow.
         rate: Bytes a second that the message has on top of it; 70 MB is what madmail takes by default.
         idle: How long a connection is kept for the next message.
+        messages: Answers on one connection; then another machine behind the same name gets its turn.
     """
 
     connect: float = 15.0
     whole: float = 60.0
     rate: float = 100_000.0
     idle: float = 30.0
+    messages: int = 200
 
     def for_message(self, size: int) -> float:
         """Return the seconds that a request with a message of this size may take."""
@@ -62,7 +64,8 @@ class NoAnswer(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         why: The fault, in a phrase of our own.
         sent: The whole request had left us: the host may have taken the message.
-        stale: A kept connection ended just as it was used again, which says nothing of the host.
+        stale: A kept connection ended just as it was used again, without a byte of an answer: the usual end of an idle
+            one, which says nothing of the host.
     """
 
     why: str
@@ -87,9 +90,13 @@ async def open_sessions(
     async with contextlib.AsyncExitStack() as stack:
         sessions: dict[Tls, aiohttp.ClientSession] = {}
         for tls, context in (("verify", contexts.verify), ("encrypt", contexts.encrypt)):
-            names, idle = _Names(resolver), patience.idle
             connector = _Connector(
-                ssl=context, resolver=names, limit=limit, keepalive_timeout=idle, use_dns_cache=False
+                patience.messages,
+                ssl=context,
+                resolver=_Names(resolver),
+                limit=limit,
+                keepalive_timeout=patience.idle,
+                use_dns_cache=False,
             )
             # No cookies: a session would carry them from one message to the next.
             session = aiohttp.ClientSession(
@@ -149,16 +156,15 @@ def _fault(error: Exception, upload: "_Upload") -> NoAnswer:
     cut_off = isinstance(error, OSError) and (
         error.errno in _CUT_OFF or isinstance(error.__cause__, ConnectionResetError)
     )
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        # It has the beginning of an answer, if there was one; then the host has read the request.
-        cut_off = isinstance(error.message, str)
+    cut_off = cut_off or isinstance(error, aiohttp.ServerDisconnectedError)
     # What does not even begin like HTTP/1 (the greeting of an SMTP server, a frame of HTTP/2) has not understood us. On
     # a kept connection it may be the end of the answer before.
     no_http = isinstance(error, aiohttp.ClientResponseError) and "Expected HTTP/" in error.message and not upload.reused
     return NoAnswer(
         why=f"{type(error).__name__}: {error}"[:400],
         sent=upload.sent and not no_http,
-        stale=upload.reused and (cut_off or not upload.begun),
+        # Once an answer had begun, the host had read the request, however the connection ended.
+        stale=upload.reused and ((cut_off and upload.unanswered) or not upload.begun),
     )
 
 
@@ -177,11 +183,17 @@ class _Upload(aiohttp.Payload):
         self._size = len(message)
         self.reused = self.begun = self.sent = False
         self._transport: asyncio.Transport | None = None
+        self._protocol: object = None
+
+    @property
+    def unanswered(self) -> bool:
+        """Not one byte of an answer has come."""
+        return isinstance(self._protocol, _Handler) and self._protocol.silent
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         """Hand the message over, piece by piece as the peer reads it."""
         del content_length  # it is our own
-        protocol = getattr(writer, "protocol", None)
+        self._protocol = protocol = getattr(writer, "protocol", None)
         self._transport = getattr(writer, "transport", None)
         if getattr(protocol, "should_close", False) or self._transport is None or self._transport.is_closing():
             # It has ended; or something came on it while nothing was asked, which would pass for our answer.
@@ -218,21 +230,30 @@ async def _note_reuse(session: aiohttp.ClientSession, context: SimpleNamespace, 
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Makes connections that look at how much comes before an answer."""
+    """Makes connections that look at how much comes before an answer, and count the answers."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, messages: int, **options: Any) -> None:
         super().__init__(**options)
-        handler: type[ResponseHandler] = _Handler
-        self._factory = partial(handler, loop=asyncio.get_running_loop())
+        handler: Callable[..., ResponseHandler] = _Handler
+        self._factory = partial(handler, messages, loop=asyncio.get_running_loop())
 
 
 class _Handler(ResponseHandler):
     """Ends a connection on which nothing but interim answers (1xx, RFC 9110 15.2) comes.
 
     aiohttp reads them for as long as they come; at the speed of a network nothing else would run in this process.
+    After the last answer it may give, a connection is not kept.
     """
 
-    _room = math.inf
+    def __init__(self, messages: int, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._room = math.inf
+        self._left = messages
+
+    @property
+    def silent(self) -> bool:
+        """Nothing has come since an answer is waited for."""
+        return self._room == _MAX_HEADERS
 
     def set_response_params(self, **params: Any) -> None:
         """Begin to wait for an answer."""
@@ -243,6 +264,9 @@ class _Handler(ResponseHandler):
         """Take the header of an answer."""
         if data[0].code >= 200:  # noqa: PLR2004 - the first that is final
             self._room = math.inf
+            self._left -= 1
+            if self._left <= 0:
+                self.force_close()  # as a `Connection: close` does: once this answer has been read
         super().feed_data(data, size)
 
     def data_received(self, data: bytes) -> None:

@@ -9,6 +9,8 @@ web server says it, so it bounces mail only where mxdeliv is known to be spoken;
 import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Literal
 
 import msgspec
 
@@ -26,6 +28,13 @@ _NEVER = {403: (550, "5.7.1"), 413: (552, "5.3.4")}
 # What madmail says and no web server does: final, also from a host that has not delivered anything yet.
 _OURS = frozenset({"Encryption Needed: Invalid Unencrypted Mail", "message too large"})
 _SECONDS = re.compile(r"[0-9]{1,10}")
+# What HTTP says after its codes for errors: `502 Bad Gateway` in a body is the error page of a proxy.
+_PHRASES = {each.value: each.phrase.lower() for each in HTTPStatus if each >= 400}  # noqa: PLR2004 - the first error
+_HTTP_5YZ = range(500, 512)  # the codes for server errors that HTTP has given out
+# Of this request: it came too slowly, is too large, or its URL or header is too long (RFC 9110 15.5, RFC 6585 5).
+_OF_REQUEST = frozenset({408, 413, 414, 431})
+
+Subject = Literal["recipients", "request", "host"]
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +81,29 @@ def proves(answer: Answer, outcome: Outcome) -> bool:
     return isinstance(outcome, Delivered) or _of_smtp(answer.status, answer.content_type, text) is not None
 
 
+def subject(answer: Answer, outcome: Outcome) -> Subject:
+    """Say what an answer to a request for several recipients is about, which tells whether it holds for each of them.
+
+    Args:
+        answer: What was answered.
+        outcome: What it means (`interpret`).
+
+    Returns:
+        `recipients` where a mail server refused the mail or put it off: one of them may be the cause, nobody has the
+        mail (the known servers answer an error only then), and the others may fare better without that one. `host`
+        where it would answer any request like that now; `request` where neither is the case.
+    """
+    if isinstance(outcome, Delivered) or answer.status == 413:  # noqa: PLR2004 - the message is too large for each
+        return "request"
+    if isinstance(outcome, Unsuited):
+        return "host" if outcome.lacking or _unwell(answer.status) else "request"
+    if isinstance(outcome, Failed) or answer.status == 507:  # noqa: PLR2004 - the mailbox is full
+        return "recipients"
+    reply = _of_smtp(answer.status, answer.content_type, _text(answer.body))
+    # 421: the server is going down (RFC 5321 4.2.3). Less than 400 is a contradiction: somebody may have the mail.
+    return "host" if reply is None or reply.code < 400 or reply.code == 421 else "recipients"  # noqa: PLR2004
+
+
 def speaks(status: int, content_type: str, body: bytes) -> bool | None:
     """Say whether the answer to an empty request, one that names no recipient, is that of an mxdeliv.
 
@@ -86,7 +118,8 @@ def speaks(status: int, content_type: str, body: bytes) -> bool | None:
     text = _text(body)
     if _of_smtp(status, content_type, text) is not None:
         return True
-    if status == 429 or status >= 500:  # noqa: PLR2004 - too many requests, and the class of server errors
+    status = _told(status, None if _is_page(content_type, text) else Reply.parse(text, mta=None))
+    if _unwell(status):
         return None
     if _is_page(content_type, text) or len(text) > _SHORT:
         return False
@@ -115,6 +148,7 @@ def _meaning(answer: Answer, host: str, *, known: bool) -> Outcome:
     reply = Reply.parse(text, mta=host)
     if reply is not None and not _of_http(status, reply):
         return _of_reply(status, reply)
+    status = _told(status, reply)
     if 200 <= status < 300:  # noqa: PLR2004 - the class of success
         if len(text) > _SHORT:
             return _unsuited(status, host, "answered at a length no mail server does")
@@ -129,8 +163,26 @@ def _of_smtp(status: int, content_type: str, text: str) -> Reply | None:
 
 
 def _of_http(status: int, reply: Reply) -> bool:
-    # aiohttp, proxies and others repeat the HTTP status in the body (`502 Bad Gateway`); as a reply it would bounce.
-    return reply.code == status and not reply.enhanced
+    """Say whether it is a status of HTTP in the body (`502 Bad Gateway`) rather than a reply; as one it would bounce.
+
+    aiohttp, proxies and others say it there; a proxy in front of another one may repeat the status of that one, and
+    answer with one of its own, or with 200.
+    """
+    if reply.enhanced:
+        return False
+    if reply.code == status or (status >= 500 and reply.code in _HTTP_5YZ):  # noqa: PLR2004 - class of server errors
+        return True
+    phrase = _PHRASES.get(reply.code)
+    return phrase is not None and reply.text.lower().startswith(phrase)
+
+
+def _told(status: int, line: Reply | None) -> int:
+    """Return the HTTP status that counts: an error of HTTP in the body of a success is one, and nobody has the mail."""
+    return line.code if line is not None and line.code >= 400 and 200 <= status < 300 else status  # noqa: PLR2004
+
+
+def _unwell(status: int) -> bool:
+    return status == 429 or status >= 500  # noqa: PLR2004 - too many requests, and the class of server errors
 
 
 def _of_reply(status: int, reply: Reply) -> Outcome:
@@ -155,8 +207,11 @@ def _of_status(status: int, text: str, host: str, *, known: bool) -> Outcome:
 
 
 def _lacks(answer: Answer) -> bool:
-    # 413 says only that this message is too large: nginx says it with a page in front of a relay that is well.
-    return answer.status != 413 and speaks(answer.status, answer.content_type, answer.body) is False  # noqa: PLR2004
+    # What is wrong with one request says nothing of the next: nginx answers 413 to a large message, and 400 with a page
+    # to a long header, in front of a relay that is well.
+    if answer.status in _OF_REQUEST or (answer.status == 400 and _text(answer.body)):  # noqa: PLR2004
+        return False
+    return speaks(answer.status, answer.content_type, answer.body) is False
 
 
 def _text(body: bytes) -> str:

@@ -56,9 +56,36 @@ class TestCutOff:
             assert isinstance(await room.deliver(peer.url, transport="https"), Deferred)
             assert (3, 2) == (len(peer.requests), peer.connections)
 
+    async def test_the_second_post_is_not_on_another_kept_connection(self, room: Room) -> None:
+        """That one may end so too; three copies were made. The new one is kept for nobody."""
+        async with RawHttpPeer(Script(say=http(), pause=0.001, then="keep")) as peer:
+            await asyncio.gather(*(room.deliver(peer.url) for _ in range(3)))
+            peer.scripts = [Script()]
+            outcome = await room.deliver(peer.url, transport="https")
+            assert (Deferred, 3 + 2, 3 + 1) == (type(outcome), len(peer.requests), peer.connections)
+            peer.scripts = [Script(), OK]
+            assert isinstance(await room.deliver(peer.url), Delivered)
+            await until(lambda: peer.open == 1)
+
+    async def test_what_was_sent_the_first_time_counts(self, room: Room) -> None:
+        """It may have been taken then, though nobody listens any more: no other host gets it in this attempt."""
+        async with MxdelivPeer() as other, RawHttpPeer(OK) as peer:
+            assert isinstance(await room.deliver(peer.url), Delivered)
+            peer.scripts = [Script()]
+            assert peer._server is not None
+            peer._server.close()
+            assert isinstance(await room.deliver(peer.url, other.url, transport="https"), Deferred)
+            assert (2, 0) == (len(peer.requests), other.connections)
+
     @pytest.mark.parametrize(
         "script",
-        [Script(say=b"HTTP/1.1 2"), Script(say=http()[:-1]), Script(say=b"gibberish\r\n"), Script(then="hold")],
+        [
+            Script(say=b"HTTP/1.1 2"),
+            Script(say=b"HTTP/1.1 2", pause=0.01, then="abort"),
+            Script(say=http()[:-1]),
+            Script(say=b"gibberish\r\n"),
+            Script(then="hold"),
+        ],
     )
     async def test_no_second_post_once_an_answer_had_begun_or_time_was_up(self, room: Room, script: Script) -> None:
         """The host has read the message: it may have taken it."""

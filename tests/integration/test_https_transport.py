@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -68,13 +68,25 @@ class Room:
         **fields: object,
     ) -> Outcome:
         """Deliver by a rule with these targets; return the outcome, which is the same for all recipients."""
+        outcomes = await self.outcomes(*targets, tls=tls, transport=transport, message=message, **fields)
+        [outcome] = set(outcomes.values())
+        return outcome
+
+    async def outcomes(
+        self,
+        *targets: str,
+        tls: Tls | None = None,
+        transport: Transport = "auto",
+        message: bytes = MESSAGE,
+        **fields: object,
+    ) -> Mapping[str, Outcome]:
+        """Deliver by a rule with these targets; return the outcomes, one a recipient, in their order."""
         rcpt_to = fields.pop("rcpt_to", ("b@a.example",))
         route = Route(version=1, key="a.example", targets=targets, tls=tls, transport=transport)
         part = delivery(*rcpt_to, route=route, **fields)  # type: ignore[misc] # a tuple of strings
         outcomes = await self.transport.deliver(part, message)
         assert part.envelope.rcpt_to == tuple(outcomes)
-        [outcome] = set(outcomes.values())
-        return outcome
+        return outcomes
 
 
 @contextlib.asynccontextmanager

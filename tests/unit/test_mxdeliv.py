@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.mail.mxdeliv import MAX_ANSWER, Answer, interpret, proves, retry_after, speaks
+from shared.mail.mxdeliv import MAX_ANSWER, Answer, interpret, proves, retry_after, speaks, subject
 from shared.mail.outcome import Deferred, Delivered, Failed, Outcome, Unsuited
 from shared.mail.reply import Reply
 from tests.unit.strategies import hostile_text
@@ -119,6 +119,16 @@ def meaning(status: int, content_type: str, body: bytes, *, known: bool = False,
         (403, PLAIN, b"403 Forbidden", Unsuited, None),
         (413, PLAIN, b"413 Payload Too Large", Unsuited, None),
         (200, PLAIN, b"200 OK", Delivered, "250 200 OK"),
+        # also that of another proxy, or of one that says success itself
+        (502, PLAIN, b"504 Gateway Timeout", Deferred, "451 4.3.0 HTTP 502"),
+        (503, PLAIN, b"502 Bad Gateway", Deferred, "450 4.3.2 HTTP 503"),
+        (500, PLAIN, b"511 whatever", Deferred, "451 4.3.0 HTTP 500"),
+        (400, PLAIN, b"503 service unavailable\n", Unsuited, None),
+        (200, PLAIN, b"503 Service Unavailable", Deferred, "450 4.3.2 HTTP 503"),
+        (200, PLAIN, b"504 Gateway Timeout: upstream", Deferred, "451 4.3.0 HTTP 504"),
+        (200, PLAIN, b"404 Not Found", Unsuited, None),
+        (500, PLAIN, b"512 no HTTP", Failed, "512 no HTTP"),
+        (400, PLAIN, b"503 bad sequence of commands", Failed, "503 bad sequence of commands"),
         # what would break out of a log line, a report or a row
         (400, PLAIN, b"554 no\r\nX-Injected: yes", Failed, "554 no X-Injected: yes"),
         (507, PLAIN, b"a\x00b\x1bc", Deferred, "452 4.2.2 a?b?c"),
@@ -180,9 +190,14 @@ def test_a_stranger_cannot_bounce_mail_in_plain_text(status: int, body: bytes) -
         (404, PLAIN, b"404 page not found", True),
         (405, "", b"", True),
         (400, "", b"", True),
-        # it does not: that one message was too large; an mxdeliv may say that; nobody is well there
+        # it does not: that one request was too large or too slow; an mxdeliv may say that; nobody is well there
         (413, HTML, PAGE, False),
         (413, "", b"", False),
+        (400, HTML, b"<html>Request Header Or Cookie Too Large", False),
+        (408, PLAIN, b"Request Timeout", False),
+        (414, HTML, PAGE, False),
+        (431, "", b"", False),
+        (431, HTML, PAGE, False),
         (400, PLAIN, b"bad request", False),
         (403, PLAIN, b"Forbidden", False),
         (502, HTML, PAGE, False),
@@ -223,6 +238,43 @@ def test_who_has_shown_to_speak_mxdeliv(status: int, content_type: str, body: by
     """It took the mail, or it replied as SMTP does."""
     answer = Answer(status=status, content_type=content_type, body=body)
     assert proof is proves(answer, meaning(status, content_type, body))
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type", "body", "about"),
+    [
+        # a mail server's word on the mail
+        (400, PLAIN, b"550 5.1.1 no such user", "recipients"),
+        (400, PLAIN, b"450 4.2.1 mailbox busy", "recipients"),
+        (400, PLAIN, b"451 4.3.0 local error", "recipients"),
+        (200, PLAIN, b"550 5.1.1 no such user", "recipients"),
+        (500, PLAIN, b"554 5.7.1 no", "recipients"),
+        (507, PLAIN, b"quota", "recipients"),
+        (403, PLAIN, b"Encryption Needed: Invalid Unencrypted Mail", "recipients"),
+        # on itself
+        (400, PLAIN, b"421 4.3.2 going down", "host"),
+        (429, PLAIN, b"slow down", "host"),
+        (500, PLAIN, b"error", "host"),
+        (502, PLAIN, b"Forwarding failed for all recipients", "host"),
+        (503, "", b"", "host"),
+        (200, PLAIN, b"503 Service Unavailable", "host"),
+        (500, PLAIN, b"250 OK", "host"),
+        (502, HTML, PAGE, "host"),
+        (404, HTML, PAGE, "host"),
+        (405, "", b"", "host"),
+        # on this request: taken, or too large for everybody, or what SMTP has to clear up
+        (200, PLAIN, b"OK", "request"),
+        (413, PLAIN, b"552 Message exceeds maximum size", "request"),
+        (413, PLAIN, b"message too large", "request"),
+        (413, HTML, PAGE, "request"),
+        (400, PLAIN, b"bad request", "request"),
+        (431, "", b"", "request"),
+    ],
+)
+def test_what_an_answer_is_about(status: int, content_type: str, body: bytes, about: str) -> None:
+    """Another recipient may fare better alone where a mail server refused the mail, and where nobody has it."""
+    answer = Answer(status=status, content_type=content_type, body=body)
+    assert about == subject(answer, meaning(status, content_type, body))
 
 
 @pytest.mark.parametrize(
@@ -340,6 +392,8 @@ def test_html_is_never_a_mail_server(known: bool, status: int, body: bytes) -> N
         (502, HTML, PAGE, None),
         (503, "", b"", None),
         (507, PLAIN, b"quota", None),
+        (200, PLAIN, b"503 Service Unavailable", None),
+        (502, PLAIN, b"504 Gateway Timeout", None),
         (429, PLAIN, b"slow down", None),
         (429, HTML, PAGE, None),
         # web sites

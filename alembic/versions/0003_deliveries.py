@@ -23,9 +23,12 @@ CREATE TABLE body_uses (
     PRIMARY KEY (body_id, message_id, recipient)
 );
 -- A body that was freed leaves its row: a doubled delivery that comes later finds that it has ended, not that its body
--- is missing. Bodies of the release before have no uses, and are pruned by age as before.
+-- is missing.
 ALTER TABLE bodies ALTER COLUMN body DROP NOT NULL;
 ALTER TABLE bodies ADD COLUMN freed_at timestamptz;
+-- All who need it were named when it was stored: only then the last one frees it. Bodies of a front door, which may be
+-- named by messages still to come, and those of the release before are pruned by age as before.
+ALTER TABLE bodies ADD COLUMN named boolean NOT NULL DEFAULT false;
 """
 
 HOPS = """
@@ -61,4 +64,4 @@ def downgrade() -> None:
     """Go back; bodies that were freed are gone, and nothing needs them."""
     op.execute("DROP TABLE body_uses, next_hops, mta_sts_policies")
     op.execute("DELETE FROM bodies WHERE body IS NULL")
-    op.execute("ALTER TABLE bodies ALTER COLUMN body SET NOT NULL, DROP COLUMN freed_at")
+    op.execute("ALTER TABLE bodies ALTER COLUMN body SET NOT NULL, DROP COLUMN freed_at, DROP COLUMN named")

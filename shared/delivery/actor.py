@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Literal, Protocol, get_args
 
+import msgspec
 import structlog
 from prometheus_client import Counter, Histogram
 
@@ -15,7 +16,7 @@ from shared.broker.settle import Settler
 from shared.delivery.large import Large, NoRoomError
 from shared.delivery.uses import BodyGoneError, end, still_due
 from shared.mail import codec, trace
-from shared.mail.disposition import Disposition, Wait, decide
+from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, NextTarget, RetryAt, Wait, decide
 from shared.mail.envelope import Delivery
 from shared.mail.outcome import Busy, Deferred, Outcome
 from shared.mail.reply import Reply
@@ -27,11 +28,13 @@ from shared.store.bodies import Bodies, Head
 
 log = structlog.get_logger()
 
-_STORE_WAIT = timedelta(minutes=1)  # before a delivery whose body could not be read is tried again
-_ROOM_WAIT = 10.0  # seconds before one for whose body there was no room is tried again
+_STORE_WAIT = 60.0  # seconds before a delivery whose body could not be read is tried again
+_AWAY = Reply(code=451, enhanced="4.3.0", text="the store of large messages is away")
+_UNREAD = Reply(code=451, enhanced="4.3.0", text="the stored message could not be read; see the log of the worker")
 # Seconds for one attempt over all hosts and addresses. RabbitMQ takes a message back from whoever holds it for 30
 # minutes, and with it all others of that worker.
 ATTEMPT = 900.0
+_ANY_REPLY = Reply(code=0)
 _PAUSE = 1.0  # seconds between two tries to settle
 _OUTCOMES = Counter("pushpush_outcomes_total", "What became of recipients", ["transport", "outcome"])
 _SECONDS = Histogram("pushpush_delivery_seconds", "From the start of an attempt to its outcome", ["transport"])
@@ -108,7 +111,7 @@ class Actor:
         try:
             head = await self._bodies.head(reference, delivery.id, delivery.envelope.rcpt_to)
         except StoreUnavailable as error:
-            await self._wait_for_store(delivery, error)
+            await self._wait_for_store(job, delivery, error)
             return
         left = await self._left(delivery, head)
         if head is None or left is None:
@@ -117,10 +120,11 @@ class Actor:
             try:
                 message = await hand.enter_async_context(self._large.hold(reference, head.size))
             except StoreUnavailable as error:
-                await self._wait_for_store(left, error)
+                await self._unread(job, left, reference, error)
                 return
             except NoRoomError as error:
-                await self._not_tried(job, left, reference, str(error))
+                reply = Reply(code=451, enhanced="4.3.2", text=str(error))
+                await self._not_tried(job, left, reference, Busy(reply, error.seconds))
                 return
             if isinstance(message, bytes):
                 await self._through(job, left, message)
@@ -128,9 +132,31 @@ class Actor:
         # It went between the two questions. What the store says of it now is its last word.
         await self._stored(job, delivery, reference)
 
-    async def _wait_for_store(self, delivery: Delivery, error: StoreUnavailable) -> None:
+    async def _wait_for_store(self, job: Job, delivery: Delivery, error: StoreUnavailable) -> None:
+        """Put it back as long as the store is away, however old it grows: nobody can say who has it already."""
         log.warning("store away, a large message waits", id=delivery.id, error=str(error))
-        await self._settler.park(delivery, b"", self._now() + _STORE_WAIT)
+        await self._settle(job, delivery, b"", self._wait(delivery, _AWAY))
+
+    async def _unread(self, job: Job, delivery: Delivery, reference: str, error: StoreUnavailable) -> None:
+        """Put back a delivery whose body could not be read.
+
+        It is given up when its time is over, but only if the store answers everything else, and did so the last time
+        that this body could not be read. With damaged bytes it would wait for ever.
+        """
+        try:
+            await self._bodies.head(reference, delivery.id, delivery.envelope.rcpt_to)
+        except StoreUnavailable:
+            await self._wait_for_store(job, delivery, error)
+            return
+        log.error("a large message could not be read", id=delivery.id, body=reference, error=str(error))
+        if delivery.reply == _UNREAD:
+            await self._not_tried(job, delivery, reference, Busy(_UNREAD, _STORE_WAIT))
+        else:
+            await self._settle(job, delivery, b"", self._wait(delivery, _UNREAD))
+
+    def _wait(self, delivery: Delivery, reply: Reply) -> dict[str, Disposition]:
+        wait = Wait(self._now() + timedelta(seconds=_STORE_WAIT), reply, self._by)
+        return dict.fromkeys(delivery.envelope.rcpt_to, wait)
 
     async def _left(self, delivery: Delivery, head: Head | None) -> Delivery | None:
         """Return the delivery for those who have not ended yet; None when nobody is left to deliver to."""
@@ -142,19 +168,22 @@ class Actor:
             return None
         return delivery.only(left) if left else None
 
-    async def _not_tried(self, job: Job, delivery: Delivery, reference: str, why: str) -> None:
-        """Put a delivery back for which there is no room; no attempt is counted."""
-        busy = Busy(Reply(code=451, enhanced="4.3.2", text=why), _ROOM_WAIT)
+    async def _not_tried(self, job: Job, delivery: Delivery, reference: str, busy: Busy) -> None:
+        """Put back a delivery that could not be tried, or report it when its time is over; no attempt is counted."""
         for recipient in delivery.envelope.rcpt_to:
             self._tell(delivery, recipient, busy, 0.0)
         verdicts = self._decide(delivery, dict.fromkeys(delivery.envelope.rcpt_to, busy))
         start = b""
-        if not all(isinstance(each, Wait) for each in verdicts.values()):  # its time is over: the sender is told
+        if any(
+            isinstance(each, Bounce) or (isinstance(each, RetryAt | Wait) and each.warn) for each in verdicts.values()
+        ):
             try:
                 start = await self._bodies.reported(reference)
             except StoreUnavailable as error:
-                await self._wait_for_store(delivery, error)
-                return
+                if busy.reply != _UNREAD:
+                    await self._unread(job, delivery, reference, error)
+                    return
+                log.warning("a report cannot give back the message", id=delivery.id, body=reference, error=str(error))
         await self._settle(job, delivery, start, verdicts)
 
     async def _attempt(self, delivery: Delivery, message: bytes) -> Mapping[str, Outcome]:
@@ -189,14 +218,16 @@ class Actor:
         """Settle, and keep trying while the job is still ours: delivering it anew would deliver it twice.
 
         Verdict by verdict, so that what was done is not done again when the next one cannot be: each try would store
-        one more copy for a recipient that is to wait.
+        one more copy for a recipient that is to wait. All who failed are settled as one, for they are one report;
+        courtesies come last, for all at once.
         """
-        left = dict(verdicts)
+        left = _together(verdicts)
+        settled: dict[str, Disposition] = {}
         while left:
             verdict = next(iter(left.values()))
-            alike = {recipient: each for recipient, each in left.items() if each == verdict}
+            alike = {recipient: each for recipient, each in left.items() if _alike(each, verdict)}
             try:
-                await self._settle_alike(delivery, message, alike)
+                settled |= await self._settle_alike(delivery, message, alike)
             except BrokerUnavailable as error:
                 if job.stale():
                     raise
@@ -204,22 +235,27 @@ class Actor:
                 await asyncio.sleep(_PAUSE)
             else:
                 left = {recipient: each for recipient, each in left.items() if recipient not in alike}
+        await self._settler.tell(delivery, message, {each: verdicts[each] for each in settled})
 
-    async def _settle_alike(self, delivery: Delivery, message: bytes, alike: Mapping[str, Disposition]) -> None:
-        """Settle one verdict. What cannot be settled for a fault of our own is set aside, these recipients only.
+    async def _settle_alike(
+        self, delivery: Delivery, message: bytes, alike: Mapping[str, Disposition]
+    ) -> Mapping[str, Disposition]:
+        """Settle verdicts that are alike, and return those of which the sender may be told.
 
+        What cannot be settled for a fault of our own is set aside, these recipients only, and nobody is told.
         To let it raise would put the whole delivery back, and those who have the message would get it again.
         """
         try:
-            ended = await self._settler.settle(delivery, message, alike)
+            ended = await self._settler.carry_out(delivery, message, alike)
         except BrokerUnavailable:
             raise
         except Exception as error:
             log.exception("settling broke", id=delivery.id, domain=delivery.domain)
             data = codec.encode(delivery.only(tuple(alike)), message)
             await self._settler.set_aside(data, f"it could not be settled: {error!r}"[:500], {}, delivery.id)
-        else:
-            await end(self._bodies, delivery.envelope, ended)
+            return {}
+        await end(self._bodies, delivery.envelope, ended)
+        return alike
 
     def _tell(self, delivery: Delivery, recipient: str, outcome: Outcome, seconds: float) -> None:
         kind = type(outcome)
@@ -239,3 +275,22 @@ class Actor:
             mta=reply.mta,
             ms=round(seconds * 1000),
         )
+
+
+def _together(verdicts: Mapping[str, Disposition]) -> dict[str, Disposition]:
+    """Return the verdicts with one reply for all that wait or go on alike, so that they stay one delivery.
+
+    Hosts name the recipient in their words. What is kept of them shows operators why the mail waits.
+    """
+    first: dict[Disposition, Disposition] = {}
+    return {
+        recipient: first.setdefault(msgspec.structs.replace(verdict, reply=_ANY_REPLY), verdict)
+        if isinstance(verdict, RetryAt | Wait | FallBack | NextTarget)
+        else verdict
+        for recipient, verdict in verdicts.items()
+    }
+
+
+def _alike(one: Disposition, other: Disposition) -> bool:
+    """Say whether two verdicts are settled as one: those who failed are one report, whatever was said of each."""
+    return one == other or (isinstance(one, Bounce | Done | Drop) and type(one) is type(other))

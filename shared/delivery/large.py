@@ -1,12 +1,14 @@
 """Stored bodies in the hands of one process: read once for all deliveries of a message, and no more than fit.
 
-Fifty deliveries of one message of 64 MiB would otherwise be fifty copies. Whoever finds no room in a few seconds is
-put back (`NoRoomError`): to wait longer would keep small mail from the worker.
+Fifty deliveries of one message of 64 MiB would otherwise be fifty copies. Whoever finds no room in a moment is put back
+(`NoRoomError`), to come again when there will be room: to wait longer would keep small mail from the worker. What fits
+is let in at once, also past a larger one: that comes again by itself, and small ones would have to wait for it.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 
 from shared.store.bodies import Bodies, Freed
 
@@ -15,11 +17,22 @@ TRAVELS = 12 * 1024**2  # bytes: a body that a queue takes in any case (RabbitMQ
 ROOM = 768 * 1024**2
 # What a delivery takes beside the body: our field on top of it, its form on the wire, and what lies at the socket.
 COPIES = 3
-PATIENCE = 5.0  # seconds
+PATIENCE = 0.25  # seconds, at the cost of a place in the worker
+_FURTHEST = 300.0  # seconds: the latest time to come back; there may be room much sooner than it looks
+_LEAST = 0.05  # seconds that a delivery is taken to last at least, when places in the row are given out
+_SOONEST = 1.0  # seconds
 
 
 class NoRoomError(Exception):
-    """Others have all the room, and kept it for as long as we wait."""
+    """Others have all the room, and kept it for as long as we wait.
+
+    Attributes:
+        seconds: When to come back; each that is turned away takes a place in a row.
+    """
+
+    def __init__(self, reason: str, seconds: float) -> None:
+        super().__init__(reason)
+        self.seconds = seconds
 
 
 class _Body:
@@ -36,15 +49,28 @@ class _Body:
 class Large:
     """Bodies in hand, by reference."""
 
-    def __init__(self, bodies: Bodies, *, room: int = ROOM, patience: float = PATIENCE) -> None:
-        """Read from the store; use so many bytes at once, and wait so many seconds for them."""
+    def __init__(
+        self,
+        bodies: Bodies,
+        *,
+        room: int = ROOM,
+        patience: float = PATIENCE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Read from the store; use so many bytes at once, and wait so many seconds for them.
+
+        The clock counts seconds, and never goes back.
+        """
         self._bodies = bodies
         self._room = room
         self._patience = patience
+        self._clock = clock
         self._used = 0
         self._held: dict[str, _Body] = {}
-        self._turn = asyncio.Lock()
         self._left = asyncio.Event()
+        self._running: dict[object, float] = {}  # since when; the oldest first
+        self._seconds = 0.0  # that a delivery takes, as a moving average
+        self._room_at = 0.0  # the last place in the row that was given out
 
     @contextlib.asynccontextmanager
     async def hold(self, reference: str, size: int) -> AsyncIterator[bytes | Freed | None]:
@@ -55,21 +81,24 @@ class Large:
             StoreUnavailable: The store cannot be asked.
         """
         body = await self._take(reference, size)
+        turn = object()
+        self._running[turn] = self._clock()
         try:
             # The others want it, too, when this delivery is cancelled.
             yield await asyncio.shield(body.reading)
         finally:
+            took = self._clock() - self._running.pop(turn)
+            self._seconds = took if self._seconds == 0 else 0.8 * self._seconds + 0.2 * took
             self._give(reference, body)
 
     async def _take(self, reference: str, size: int) -> _Body:
         try:
-            # One after the other, as they came: or small ones would keep a large one out for ever.
-            async with asyncio.timeout(self._patience), self._turn:
+            async with asyncio.timeout(self._patience):
                 while self._used and self._used + self._needed(reference, size) > self._room:
                     self._left.clear()
                     await self._left.wait()
         except TimeoutError as error:
-            raise NoRoomError(f"no room for {size} bytes within {self._patience:.0f} s") from error
+            raise NoRoomError(f"no room for {size} bytes now", self._turn_away(reference, size)) from error
         self._used += self._needed(reference, size)
         body = self._held.get(reference)
         if body is None:
@@ -79,6 +108,16 @@ class Large:
 
     def _needed(self, reference: str, size: int) -> int:
         return COPIES * size + (0 if reference in self._held else size)
+
+    def _turn_away(self, reference: str, size: int) -> float:
+        """Give out the next place in the row: as far behind the last one as this body fills the room."""
+        now = self._clock()
+        oldest = next(iter(self._running.values()), now)
+        # As the last ones took, or twice what the oldest has taken already.
+        lasts = self._seconds if now - oldest <= self._seconds else 2 * (now - oldest)
+        part = min(self._needed(reference, size) / self._room, 1.0)
+        self._room_at = min(max(now, self._room_at) + max(lasts, _LEAST) * part, now + _FURTHEST)
+        return max(self._room_at - now, _SOONEST)
 
     def _give(self, reference: str, body: _Body) -> None:
         body.users -= 1

@@ -50,7 +50,7 @@ def still_due(envelope: Envelope, head: Head | None) -> Envelope:
     if ended := len(envelope.rcpt_to) - len(left.rcpt_to):
         log.warning("a double: it has ended already", id=envelope.id, body=envelope.body_ref, recipients=ended)
     if head.freed and left.rcpt_to:
-        # Of a front door's: one body in several messages, and the recipients of the later ones were not named with it.
+        # A message that names what `pushpush send` or a router stored for another: nobody knew of it in time.
         raise BodyGoneError(f"body {envelope.body_ref} was freed before these had ended", left.rcpt_to)
     return left
 

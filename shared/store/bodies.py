@@ -3,10 +3,15 @@
 Who still needs a body is written down by recipient (`body_uses`), before the deliveries are published. Whoever changes
 a body or its uses locks the body's row first: two workers that end the last two recipients wait for each other, so one
 of them sees that none is left, and nobody waits in a circle.
+
+Only a body whose users were all named when it was stored is freed. One that a front door stored by itself may be named
+by a message that no router has seen yet (design 4.1), so it stays until it is pruned.
 """
 
+import asyncio
+import contextlib
 import enum
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Final, Literal
 
@@ -14,12 +19,14 @@ import msgspec
 from psycopg.rows import class_row, scalar_row
 
 from shared.mail.dsn import MAX_RETURNED
-from shared.store.pool import Connection, Pool
+from shared.runtime.errors import StoreUnavailable
+from shared.store.pool import PATIENCE, Connection, Pool
 
 START: Final = 65_536  # bytes in which a header ends; what the hops on the way added stands on top
 REPORTED: Final = MAX_RETURNED + 1  # bytes from which a report can be made: one more than it gives back as a whole
 _MOVING = 90.0  # seconds for a whole body, which may have 64 MiB
 _ENDING = 10.0  # seconds: the mail is delivered, and its job waits for nothing else
+_READERS = 2  # bodies read at once: the pool's other connections are for what takes milliseconds
 
 
 class _Freed(enum.Enum):
@@ -35,7 +42,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         size: Its bytes; 0 once it is freed.
-        start: The first `START` of them.
+        start: The first `START` of them, when they were asked for.
         freed: All its deliveries have ended.
         ended: Those of the recipients in question whose deliveries have ended.
     """
@@ -52,6 +59,7 @@ class Bodies:
     def __init__(self, pool: Pool) -> None:
         """Use a pool."""
         self._pool = pool
+        self._readers = asyncio.Semaphore(_READERS)
 
     async def put(
         self,
@@ -63,7 +71,8 @@ class Bodies:
     ) -> Head:
         """Store a body that these recipients of a message need; the same id keeps what it has, also nothing.
 
-        Without recipients it stays until it is pruned, or until those that `use` names have ended.
+        They must be all who will ever need it: it is freed with the last of them. Without recipients it stays until it
+        is pruned.
 
         Raises:
             StoreUnavailable: It may or may not have been committed.
@@ -72,19 +81,19 @@ class Bodies:
             # Asked first: who tries again need not send 64 MiB again.
             head = await _use(connection, id, message_id, recipients)
             if head is None:
-                await connection.execute(
-                    # The update changes nothing, but locks a row that somebody else stored just now.
-                    "INSERT INTO bodies (id, body) VALUES (%s, %b) ON CONFLICT (id) DO UPDATE SET id = excluded.id",
-                    (id, body),
+                stored = await connection.execute(
+                    "INSERT INTO bodies (id, body, named) VALUES (%s, %b, %s) ON CONFLICT DO NOTHING",
+                    (id, body, bool(recipients)),
                 )
-                head = await _use(connection, id, message_id, recipients)
-        assert head is not None, "its row is locked"
+                head = await _use(connection, id, message_id, recipients, first=stored.rowcount == 1)
+        assert head is not None, "it is too new to be pruned"
         return head
 
     async def use(self, id: str, message_id: str, recipients: Sequence[str]) -> Head | None:  # noqa: A002
         """Note that these recipients of a message need a body; None when there is none of this id.
 
-        A recipient that has ended stays ended, and a body that was freed gets no new ones.
+        A recipient that has ended stays ended, and a body that was freed gets no new ones. One that gets somebody who
+        was not named when it was stored is no longer freed: there may be more.
 
         Raises:
             StoreUnavailable: It may or may not have been committed.
@@ -95,11 +104,13 @@ class Bodies:
     async def head(self, id: str, message_id: str, recipients: Sequence[str]) -> Head | None:  # noqa: A002
         """Return what there is to know of a body, and which of these recipients have ended; None without a body.
 
+        Not its beginning: of a body that cannot be read the store can still say the rest.
+
         Raises:
             StoreUnavailable: The store cannot be asked.
         """
         async with self._pool.statement() as connection:
-            return await _head(connection, id, message_id, recipients)
+            return await _head(connection, id, message_id, recipients, start=0)
 
     async def reported(self, id: str) -> bytes:  # noqa: A002
         """Return as much of a body as a report on it takes; nothing when it is not there.
@@ -107,7 +118,11 @@ class Bodies:
         Raises:
             StoreUnavailable: The store cannot be asked.
         """
-        async with self._pool.statement() as connection, connection.cursor(row_factory=scalar_row) as cursor:
+        async with (
+            self._reader(),
+            self._pool.statement() as connection,
+            connection.cursor(row_factory=scalar_row) as cursor,
+        ):
             await cursor.execute(
                 "SELECT substring(body FROM 1 FOR %s) FROM bodies WHERE id = %s", (REPORTED, id), binary=True
             )
@@ -120,6 +135,7 @@ class Bodies:
             StoreUnavailable: The store cannot be asked.
         """
         async with (
+            self._reader(),
             self._pool.transaction(patience=_MOVING) as connection,
             connection.cursor(row_factory=scalar_row) as cursor,
         ):
@@ -132,8 +148,9 @@ class Bodies:
     async def end(self, id: str, message_id: str, recipients: Sequence[str]) -> bool:  # noqa: A002
         """Note that the deliveries to these recipients have ended; return whether that freed the body.
 
-        It does when they were the last. Ending somebody twice, or somebody who is not named, changes nothing: bodies
-        of the release before have no uses, and their deliveries may be on their way.
+        It does when they were the last, and all were named when it was stored. Ending somebody twice, or somebody who
+        is not named, changes nothing: bodies of the release before have no uses, and their deliveries may be on their
+        way.
 
         Raises:
             StoreUnavailable: It may or may not have been committed.
@@ -149,13 +166,15 @@ class Bodies:
             if ended.rowcount == 0:
                 return False
             freed = await connection.execute(
-                "UPDATE bodies SET body = NULL, freed_at = now() WHERE id = %(id)s AND body IS NOT NULL "
+                "UPDATE bodies SET body = NULL, freed_at = now() WHERE id = %(id)s AND body IS NOT NULL AND named "
                 "AND NOT EXISTS (SELECT FROM body_uses WHERE body_id = %(id)s AND ended_at IS NULL)",
                 {"id": id},
             )
             return freed.rowcount > 0
 
-    async def prune(self, older_than: datetime, *, freed_before: datetime | None = None) -> int:
+    async def prune(
+        self, older_than: datetime, *, freed_before: datetime | None = None, stuck_before: datetime | None = None
+    ) -> int:
         """Delete bodies stored before then and no longer waited for, and what is left of freed ones; return how many.
 
         A body is kept while any mail waits that is as old: after a lowered `max_age`, or a week in which the fleet
@@ -164,6 +183,7 @@ class Bodies:
         Args:
             older_than: Whatever was stored before then goes.
             freed_before: Rows whose bodies were freed before then go, too.
+            stuck_before: Mail that was accepted before then and waits all the same keeps its own body, and no other.
 
         Raises:
             StoreUnavailable: It may or may not have been committed.
@@ -172,15 +192,27 @@ class Bodies:
             # Rows that are locked are being used, or pruned by another scheduler.
             deleted = await connection.execute(
                 """
-                WITH waiting AS (SELECT min(accepted_at) - interval '1 day' AS since FROM deferred)
+                WITH waiting AS (
+                    SELECT min(accepted_at) - interval '1 day' AS since FROM deferred
+                    WHERE accepted_at >= coalesce(%(stuck_before)s::timestamptz, '-infinity')
+                )
                 DELETE FROM bodies WHERE id = ANY(ARRAY(
-                    SELECT id FROM bodies
-                    WHERE created_at < least(%(older_than)s, (SELECT since FROM waiting))
-                    OR freed_at < least(%(freed_before)s, (SELECT since FROM waiting))
+                    SELECT id FROM bodies AS b
+                    WHERE (
+                        created_at < least(%(older_than)s, (SELECT since FROM waiting))
+                        OR freed_at < least(%(freed_before)s, (SELECT since FROM waiting))
+                    ) AND NOT EXISTS (
+                        SELECT FROM body_uses AS u JOIN deferred AS d USING (message_id)
+                        WHERE u.body_id = b.id AND u.ended_at IS NULL
+                    )
                     FOR UPDATE SKIP LOCKED
                 ))
                 """,
-                {"older_than": older_than, "freed_before": freed_before or older_than},
+                {
+                    "older_than": older_than,
+                    "freed_before": freed_before or older_than,
+                    "stuck_before": stuck_before,
+                },
             )
             await connection.execute(
                 """
@@ -192,26 +224,61 @@ class Bodies:
             )
             return deleted.rowcount
 
+    @contextlib.asynccontextmanager
+    async def _reader(self) -> AsyncIterator[None]:
+        """Wait for the turn to read a body.
 
-async def _use(connection: Connection, id: str, message_id: str, recipients: Sequence[str]) -> Head | None:  # noqa: A002
+        Raises:
+            StoreUnavailable: The others read so slowly that the store is as good as away.
+        """
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._readers.acquire()
+        except TimeoutError as error:
+            raise StoreUnavailable(f"no turn to read a stored body within {PATIENCE:.0f} s") from error
+        try:
+            yield
+        finally:
+            self._readers.release()
+
+
+async def _use(
+    connection: Connection,
+    id: str,  # noqa: A002
+    message_id: str,
+    recipients: Sequence[str],
+    *,
+    first: bool = False,
+) -> Head | None:
+    """Note the recipients; they are all there will be when they are the `first`."""
     async with connection.cursor(row_factory=scalar_row) as cursor:
         await cursor.execute("SELECT body IS NULL FROM bodies WHERE id = %s FOR UPDATE", (id,))
         freed = await cursor.fetchone()
     if freed is False:
-        await connection.execute(
+        added = await connection.execute(
             "INSERT INTO body_uses (body_id, message_id, recipient) SELECT %s, %s, unnest(%s::text[]) "
             "ON CONFLICT DO NOTHING",
             (id, message_id, list(recipients)),
         )
-    return await _head(connection, id, message_id, recipients)
+        if added.rowcount and not first:
+            await connection.execute("UPDATE bodies SET named = false WHERE id = %s AND named", (id,))
+    return await _head(connection, id, message_id, recipients, start=START)
 
 
-async def _head(connection: Connection, id: str, message_id: str, recipients: Sequence[str]) -> Head | None:  # noqa: A002
+async def _head(
+    connection: Connection,
+    id: str,  # noqa: A002
+    message_id: str,
+    recipients: Sequence[str],
+    *,
+    start: int,
+) -> Head | None:
     async with connection.cursor(row_factory=class_row(Head)) as cursor:
         # Neither size nor beginning makes PostgreSQL read the rest: the column is stored out of line and uncompressed.
         await cursor.execute(
             """
-            SELECT coalesce(octet_length(body), 0) AS size, coalesce(substring(body FROM 1 FOR %(start)s), '') AS start,
+            SELECT coalesce(octet_length(body), 0) AS size,
+                CASE WHEN %(start)s = 0 OR body IS NULL THEN '' ELSE substring(body FROM 1 FOR %(start)s) END AS start,
                 body IS NULL AS freed, ARRAY(
                     SELECT recipient FROM body_uses
                     WHERE body_id = %(id)s AND message_id = %(message_id)s AND recipient = ANY(%(recipients)s)
@@ -219,7 +286,7 @@ async def _head(connection: Connection, id: str, message_id: str, recipients: Se
                 ) AS ended
             FROM bodies WHERE id = %(id)s
             """,
-            {"id": id, "message_id": message_id, "recipients": list(recipients), "start": START},
+            {"id": id, "message_id": message_id, "recipients": list(recipients), "start": start},
             binary=True,
         )
         return await cursor.fetchone()

@@ -173,7 +173,7 @@ class TestMemory:
             target = url  # the URL is HTTPS's, and 127.0.0.1 on the port of the settings SMTP's
             assert isinstance(await send(rooms.smtp, target, lacking=url), Deferred)
             assert not rooms.memory.lacks_mxdeliv(url)  # SMTP is not there either
-            async with ScriptedSmtpPeer(port=port) as peer:
+            async with ScriptedSmtpPeer(port=port):
                 assert isinstance(await send(rooms.smtp, target), Delivered)
                 assert not rooms.memory.lacks_mxdeliv(url)  # HTTPS found nothing out before
             async with ScriptedSmtpPeer(Behaviour(replies={"RCPT": "550 5.1.1 no"}), port=port):

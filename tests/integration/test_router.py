@@ -1,7 +1,7 @@
 """What a router makes of messages: deliveries by the rules, and everything else kept."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
@@ -15,7 +15,7 @@ from shared.mail.rule import make_rule
 from shared.runtime.chance import new_id
 from shared.runtime.clock import now
 from shared.runtime.settings import Settings
-from shared.store.bodies import FREED, Bodies
+from shared.store.bodies import FREED, Bodies, Head
 from shared.store.deferred import Deferred
 from shared.store.overrides import Overrides
 from shared.store.pool import Pool
@@ -233,14 +233,33 @@ class TestReferences:
             pass
 
     async def test_it_is_used_as_it_is_and_freed_in_the_end(self, pool: Pool, router: Router, queues: Queues) -> None:
-        """The router notes who needs it."""
+        """As `pushpush send` does: who needs it was named when it was stored."""
         del router
-        reference = await self.stored(pool)
-        await self.send(queues, reference, "b@a.example", "b@b.example")
+        everybody = ("b@a.example", "b@b.example")
+        reference = await self.stored(pool, MESSAGE, *everybody)
+        await self.send(queues, reference, *everybody)
         one, other = [(await queues.delivery(topology.SMTP)) for _ in range(2)]
         assert {(reference, b"")} == {(part.envelope.body_ref, body) for part, body in (one, other)}
         assert not await Bodies(pool).end(reference, "m1", one[0].envelope.rcpt_to)
         assert await Bodies(pool).end(reference, "m1", other[0].envelope.rcpt_to)
+
+    async def test_one_body_for_any_number_of_messages(self, pool: Pool, router: Router, queues: Queues) -> None:
+        """VERP: the first one ends before the next one comes. Nobody said how many there are, so it stays.
+
+        A copy of a message with an id is a double; one without may be another message, and is delivered.
+        """
+        del router
+        reference = await self.stored(pool)
+        for number, message_id in enumerate(("m1", "m2", "m2", None, None)):
+            headers = {"mail_from": f"v{number}@from.example", "rcpt_to": ["b@a.example"], "body_ref": reference}
+            await queues.put(topology.OUTBOUND, b"", headers=headers, message_id=message_id)
+            if number == 2:
+                continue
+            envelope = (await queues.delivery(topology.SMTP))[0].envelope
+            assert (f"v{number}@from.example", reference) == (envelope.mail_from, envelope.body_ref)
+            assert not await Bodies(pool).end(reference, envelope.id, envelope.rcpt_to)
+        assert MESSAGE == await Bodies(pool).get(reference)
+        assert (0, 0) == (await queues.depth(topology.UNDECODABLE), await queues.depth(topology.SMTP))
 
     @pytest.mark.parametrize(
         ("body", "status"),
@@ -253,7 +272,7 @@ class TestReferences:
         self, pool: Pool, settings: Settings, queues: Queues, body: bytes, status: str
     ) -> None:
         """Too large, or round in a circle: the sender gets the stored header back, once, and the body is freed."""
-        reference = await self.stored(pool, body)
+        reference = await self.stored(pool, body, "b@a.example", "b@b.example")
         async with running(settings.model_copy(update={"max_message_size": 70_000})):
             for _ in range(2):
                 await self.send(queues, reference, "b@a.example", "b@b.example")
@@ -297,8 +316,8 @@ class TestReferences:
     async def test_a_double_is_done_and_brings_nothing_back(self, pool: Pool, router: Router, queues: Queues) -> None:
         """A router that died before its ack has the message handed out again, when some or all have ended."""
         del router
-        reference = await self.stored(pool)
         everybody = ("b@a.example", "c@a.example", "b@b.example")
+        reference = await self.stored(pool, MESSAGE, *everybody)
         await self.send(queues, reference, *everybody)
         for _ in range(2):
             await queues.take(topology.SMTP)
@@ -311,7 +330,7 @@ class TestReferences:
         assert FREED is await Bodies(pool).get(reference)
         assert (0, 0) == (await queues.depth(topology.UNDECODABLE), await queues.depth(topology.SMTP))
 
-    async def test_one_body_for_two_messages(self, pool: Pool, router: Router, queues: Queues) -> None:
+    async def test_a_named_body_in_another_message(self, pool: Pool, router: Router, queues: Queues) -> None:
         """Who was named when it was stored finds it; a later message to others, once it is freed, is set aside."""
         del router
         reference = await self.stored(pool, MESSAGE, "b@a.example", "late@a.example")
@@ -326,20 +345,80 @@ class TestReferences:
         assert "was freed before these had ended" in str(kept.headers["reason"])
         assert ["stranger@a.example", "b@a.example"] == kept.headers["rcpt_to"]
 
-    async def test_while_the_store_is_away_it_waits(
+    async def test_while_the_store_is_away_it_is_passed_on(
         self, pool: Pool, settings: Settings, store_wire: Wire, queues: Queues, impatient: None
     ) -> None:
-        """Who needs the body cannot be noted: the message stays in hand, and is routed when the store is back."""
+        """The worker waits for the body: here a few of them would stop all other mail. No body is lost by that."""
         del impatient
-        reference = await self.stored(pool)
+        named, shared = await self.stored(pool, MESSAGE, "b@a.example"), await self.stored(pool)
         url = through(settings.database_url, store_wire)
-        async with running(settings.model_copy(update={"database_url": url})):
+        async with running(settings.model_copy(update={"database_url": url, "prefetch": 2})):
             await store_wire.cut()
-            await self.send(queues, reference, "b@a.example")
-            await self.routed(queues)
-            await store_wire.mend()
-            assert reference == (await queues.delivery(topology.SMTP, within=15))[0].envelope.body_ref
-        assert await Bodies(pool).end(reference, "m1", ["b@a.example"])
+            for reference in (named, shared, shared):
+                await self.send(queues, reference, "b@a.example")
+            await queues.send("small@a.example")
+            found = [(await queues.delivery(topology.SMTP))[0].envelope for _ in range(4)]
+        assert [shared, shared, named, None] == sorted(
+            (each.body_ref for each in found), key=[shared, named, None].index
+        )
+        assert not await Bodies(pool).end(shared, "m1", ["b@a.example"])
+        assert await Bodies(pool).end(named, "m1", ["b@a.example"])
+
+
+class TestReconnect:
+    """Messages that were in hand when the connection to the broker was lost."""
+
+    @pytest.mark.parametrize("offered", [False, True])
+    async def test_the_body_of_one_that_comes_back_under_a_new_id(
+        self,
+        pool: Pool,
+        settings: Settings,
+        broker_wire: Wire,
+        queues: Queues,
+        *,
+        monkeypatch: pytest.MonkeyPatch,
+        offered: bool,
+    ) -> None:
+        """It is freed, unless a delivery that refers to it may be in a queue: then it is left to the pruning."""
+        url = through(settings.amqp_url, broker_wire)
+        if not offered:
+            monkeypatch.setattr("workers.router.__main__.Bodies", _Lingering)
+        async with running(settings.model_copy(update={"amqp_url": url, "inline_body_limit": 10})):
+            if offered:
+                await queues.channel.queue_delete(topology.SMTP)  # whatever is published there comes back
+            await queues.send("b@a.example")
+            await until(lambda: _there(pool, {True}))
+            await asyncio.sleep(0.3)
+            await broker_wire.cut()
+            await topology.declare(queues.channel)
+            await broker_wire.mend()
+            envelope = (await queues.delivery(topology.SMTP, within=20))[0].envelope
+            await Bodies(pool).end(str(envelope.body_ref), envelope.id, envelope.rcpt_to)
+            await until(lambda: _there(pool, {offered, False}, count=2))
+
+
+class _Lingering(Bodies):
+    """Takes its time after a body is stored."""
+
+    async def put(
+        self,
+        id: str,  # noqa: A002
+        body: bytes,
+        *,
+        message_id: str = "",
+        recipients: Sequence[str] = (),
+    ) -> Head:
+        """Store it."""
+        head = await super().put(id, body, message_id=message_id, recipients=recipients)
+        await asyncio.sleep(1)
+        return head
+
+
+async def _there(pool: Pool, there: set[bool], count: int = 1) -> bool:
+    """Say whether so many bodies were stored, and are there, or were freed."""
+    async with pool.transaction() as connection:
+        rows = await (await connection.execute("SELECT body IS NOT NULL FROM bodies")).fetchall()
+    return (count, there) == (len(rows), {bool(each) for (each,) in rows})
 
 
 GOOD: dict[str, object] = {"mail_from": "a@from.example", "rcpt_to": ["b@a.example"]}

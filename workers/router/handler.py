@@ -36,6 +36,23 @@ _ROUTED = Counter("pushpush_routed_total", "Messages routed", ["queue"])
 _OUTBOUND, _REROUTE = _ROUTED.labels(topology.OUTBOUND), _ROUTED.labels(topology.REROUTE)
 
 
+class _Taken:
+    """What was done with a message, in all tries while it is in hand.
+
+    Attributes:
+        own_id: One id for all tries: a broker that refuses for an hour must not fill the store with copies of one body.
+        done: The recipients whose deliveries were confirmed.
+        stored: Who needs the body that was stored for it; it may be that it was not.
+        offered: A delivery of it may be in a queue: it was published, confirmed or not.
+    """
+
+    def __init__(self) -> None:
+        self.own_id = new_id()
+        self.done: set[str] = set()
+        self.stored: Envelope | None = None
+        self.offered = False
+
+
 class Handler:
     """Routes messages from `mail.outbound` and `mail.reroute`."""
 
@@ -59,45 +76,71 @@ class Handler:
         self._bodies = bodies
         self._inline_limit = min(inline_limit, TRAVELS)
         self._max_size = max_size
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def outbound(self, message: Incoming) -> None:
         """Take a message as it came in (CONTRACT, design 4.1)."""
-        # One id for all tries: a broker that refuses for an hour must not fill the store with copies of one body.
-        await self._settled(message, partial(self._route_new, own_id=new_id(), done=set()))
+        taken = _Taken()
+        try:
+            await self._settled(message, partial(self._route_new, taken=taken))
+        finally:  # it is cancelled when its channel ends
+            if taken.stored is not None and not taken.offered:
+                # It comes back under a new id, and its body is stored again: nobody will ever ask for this copy. Not
+                # here, where the connection waits for us before it is made anew.
+                ending = asyncio.create_task(end(self._bodies, taken.stored, taken.stored.rcpt_to))
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
         _OUTBOUND.inc()
 
     async def reroute(self, message: Incoming) -> None:
         """Take a delivery that is due again; the rules of this moment apply."""
-        await self._settled(message, partial(self._route_again, done=set()))
+        await self._settled(message, partial(self._route_again, taken=_Taken()))
         _REROUTE.inc()
 
-    async def _route_new(self, message: Incoming, *, own_id: str, done: set[str]) -> None:
+    async def _route_new(self, message: Incoming, *, taken: _Taken) -> None:
+        envelope, body, reply = await self._read(message, taken)
+        envelope = without(envelope, taken.done)
+        if reply is not None:
+            await self._refuse(envelope, body, reply, taken)
+            return
+        if message.lost:
+            raise BrokerUnavailable("the message is the broker's again, which hands it out anew")
+        with self._rules.reading() as rules:
+            await self._publish(plan(envelope, rules), body, taken)
+
+    async def _read(self, message: Incoming, taken: _Taken) -> tuple[Envelope, bytes, Reply | None]:
+        """Return the envelope, its body stored or as it travels along, and why the message is not delivered."""
         envelope = codec.from_ingress(
             message.body,
             message.headers,
             content_type=message.content_type,
             message_id=message.message_id,
-            new_id=own_id,
+            new_id=taken.own_id,
             now=now(),
         )
-        if envelope.body_ref is None:
-            reply = refusal(message.body, len(message.body), max_size=self._max_size)
-            if reply is None:
-                envelope = await self._with_body_stored(envelope, message.body, own_id)
-        else:
-            head = await self._bodies.use(envelope.body_ref, envelope.id, envelope.rcpt_to)
-            envelope = still_due(envelope, head)
-            reply = None if head is None else refusal(head.start, head.size, max_size=self._max_size)
-        envelope = without(envelope, done)
-        if reply is not None:
-            await self._refuse(envelope, message.body, reply, done)
-            return
-        if message.lost:
-            raise BrokerUnavailable("the message is the broker's again, which hands it out anew")
-        with self._rules.reading() as rules:
-            await self._publish(plan(envelope, rules), message.body, done)
+        if envelope.body_ref is not None:
+            return await self._referred(envelope, envelope.body_ref)
+        reply = refusal(message.body, len(message.body), max_size=self._max_size)
+        if reply is None:
+            envelope = await self._with_body_stored(envelope, message.body, taken)
+        return envelope, message.body, reply
 
-    async def _route_again(self, message: Incoming, *, done: set[str]) -> None:
+    async def _referred(self, envelope: Envelope, reference: str) -> tuple[Envelope, bytes, Reply | None]:
+        """Note who needs a body that somebody stored before; return as much of it as a report takes, if one is due.
+
+        While the store is away nothing is noted or looked at: the worker waits for the body, and small mail must not
+        wait behind it here. Whoever was named when it was stored stays named; without names it is not freed.
+        """
+        try:
+            head = await self._bodies.use(reference, envelope.id, envelope.rcpt_to)
+            left = still_due(envelope, head)
+            reply = None if head is None else refusal(head.start, head.size, max_size=self._max_size)
+            return left, b"" if reply is None else await self._bodies.reported(reference), reply
+        except StoreUnavailable as error:
+            log.debug("store away, a stored body is not looked at", id=envelope.id, body=reference, error=str(error))
+            return envelope, b"", None
+
+    async def _route_again(self, message: Incoming, *, taken: _Taken) -> None:
         delivery, body = codec.decode(message.body)
         if delivery.retry_at is not None and delivery.retry_at > now():
             # It comes from limbo, where it waited because the store was away.
@@ -105,34 +148,35 @@ class Handler:
             return
         with self._rules.reading() as rules:
             again = delivery.rerouted(rules.route(delivery.domain, delivery.id)).but(retry_at=None)
-            await self._publish([again], body, done)
+            await self._publish([again], body, taken)
 
-    async def _with_body_stored(self, envelope: Envelope, body: bytes, reference: str) -> Envelope:
+    async def _with_body_stored(self, envelope: Envelope, body: bytes, taken: _Taken) -> Envelope:
         """Store a body that is too large to travel, and who needs it, before anything refers to it."""
         if len(body) <= self._inline_limit:
             return envelope
+        taken.stored = msgspec.structs.replace(envelope, body_ref=taken.own_id)
         try:
-            head = await self._bodies.put(reference, body, message_id=envelope.id, recipients=envelope.rcpt_to)
+            head = await self._bodies.put(taken.own_id, body, message_id=envelope.id, recipients=envelope.rcpt_to)
         except StoreUnavailable:
             if len(body) > TRAVELS:
                 raise
             return envelope  # dear, but it does not keep small mail waiting while the store is away
         # In a later try some have ended already: a publish whose confirm was lost had been taken all the same.
-        return still_due(msgspec.structs.replace(envelope, body_ref=reference), head)
+        return still_due(taken.stored, head)
 
-    async def _publish(self, deliveries: list[Delivery], body: bytes, done: set[str]) -> None:
+    async def _publish(self, deliveries: list[Delivery], body: bytes, taken: _Taken) -> None:
         """Publish each delivery; when this returns or raises, none is under way any more.
 
-        `done` gets the recipients of those that were confirmed: one queue that refuses must not make the others take
-        theirs again and again.
+        Those that were confirmed are done: one queue that refuses must not make the others take theirs again and again.
         """
+        taken.offered = True
         if len(deliveries) == 1:
             await self._publish_one(deliveries[0], body)
             return
         results = await asyncio.gather(*(self._publish_one(each, body) for each in deliveries), return_exceptions=True)
         for each, result in zip(deliveries, results, strict=True):
             if result is None:
-                done.update(each.envelope.rcpt_to)
+                taken.done.update(each.envelope.rcpt_to)
         for result in results:
             if result is not None:
                 raise result
@@ -147,14 +191,12 @@ class Handler:
         queue = topology.HTTPS if delivery.by_https else topology.SMTP
         await self._publisher.delivery(queue, delivery, body)
 
-    async def _refuse(self, envelope: Envelope, body: bytes, reply: Reply, done: set[str]) -> None:
+    async def _refuse(self, envelope: Envelope, body: bytes, reply: Reply, taken: _Taken) -> None:
         log.warning("refused", id=envelope.id, code=reply.code, enhanced=reply.enhanced, reply=reply.text)
-        if envelope.body_ref is not None:
-            body = await self._bodies.reported(envelope.body_ref)
         verdict = give_up(envelope, reply, expired=False)
         for each in plan(envelope, self._rules.book):
             ended = await self._settler.settle(each, body, dict.fromkeys(each.envelope.rcpt_to, verdict))
-            done.update(each.envelope.rcpt_to)
+            taken.done.update(each.envelope.rcpt_to)
             await end(self._bodies, envelope, ended)
 
     async def _settled(self, message: Incoming, route: Callable[[Incoming], Awaitable[None]]) -> None:

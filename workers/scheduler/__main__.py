@@ -109,7 +109,9 @@ async def prune(pool: Pool, publisher: Publisher, max_age: timedelta) -> None:
         try:
             # No delivery is tried longer than max_age; the rest is for queues that stood still, and for people who look
             # at what was set aside.
-            bodies = await Bodies(pool).prune(now() - max_age - KEPT, freed_before=now() - max_age - DOUBLES)
+            bodies = await Bodies(pool).prune(
+                now() - max_age - KEPT, freed_before=now() - max_age - DOUBLES, stuck_before=now() - 2 * max_age
+            )
             routers = await _forget(Routers(pool), publisher)
             await NextHops(pool).prune()
             await StoredPolicies(pool).prune(now())

@@ -20,6 +20,7 @@ from typing import Protocol, Self
 import structlog
 from prometheus_client import Counter, Gauge
 
+from shared.delivery.row import Row
 from shared.mail.outcome import Busy, Deferred
 from shared.mail.reply import Reply
 
@@ -29,8 +30,6 @@ FAILURES = 5  # connection failures in a row
 SUSPENDED = 30.0  # seconds without an attempt; then one probe
 # Seconds: a turn that is expected within them is waited for, at the cost of a place in the worker; and no turn longer.
 _SOON = 0.25
-_FURTHEST = 300.0  # seconds: the latest time to come back; a hop may have become quick again meanwhile
-_LEAST = 0.05  # seconds that a delivery is taken to last at least, when places in the row are given out
 _IDLE = 600.0  # seconds after which a hop that nobody goes to is forgotten
 _MANY = 1_000  # hops known before forgetting begins
 _LOOK = 60.0  # seconds between two looks for hops to forget: each goes through all of them
@@ -131,8 +130,7 @@ class _Hop:
         self._running: dict[Turn, None] = {}  # the oldest first
         self._waiting: deque[asyncio.Future[_Word]] = deque()
         self._promised = 0  # turns given to some that waited and do not run yet
-        self._seconds = 0.0  # that a delivery takes, as a moving average
-        self._room_at = 0.0  # the last place in the row that was given out
+        self._row = Row()
         self._failures = 0
         self._fault: Reply | None = None
         self._suspended_until: float | None = None
@@ -156,7 +154,7 @@ class _Hop:
             return self._probe
         if self._room:
             return self._begin(now)
-        if self._duration(now) * (len(self._waiting) + 1) / self._share > _SOON:
+        if self._row.lasts(self._age(now)) * (len(self._waiting) + 1) / self._share > _SOON:
             return self._turn_away(now)
         return await self._wait()
 
@@ -203,8 +201,7 @@ class _Hop:
         del self._running[turn]
         if turn is self._probe:
             self._probe = None  # should it have told nothing, the next one is the probe
-        took = self._clock() - turn.began
-        self._seconds = took if self._seconds == 0 else 0.8 * self._seconds + 0.2 * took
+        self._row.ended(self._clock() - turn.began)
         self._pass_on()
 
     def _pass_on(self) -> None:
@@ -214,18 +211,15 @@ class _Hop:
                 self._promised += 1
                 place.set_result(_Word.GO)
 
-    def _duration(self, now: float) -> float:
-        """Return how long a delivery takes there: as the last ones did, or twice what the oldest has taken already."""
+    def _age(self, now: float) -> float:
         oldest = next(iter(self._running), None)
-        age = 0.0 if oldest is None else now - oldest.began
-        return self._seconds if age <= self._seconds else 2 * age
+        return 0.0 if oldest is None else now - oldest.began
 
     def _turn_away(self, now: float) -> Busy:
         _TURNED_AWAY.labels("busy").inc()
-        place = max(now, self._room_at) + max(self._duration(now), _LEAST) / self._share
-        self._room_at = min(place, now + _FURTHEST)
         text = f"{self._name} has its share of this worker: {self._share} deliveries at once"
-        return Busy(Reply(code=450, enhanced="4.4.5", text=text), max(self._room_at - now, 1.0))
+        seconds = self._row.place(now, self._age(now), 1 / self._share)
+        return Busy(Reply(code=450, enhanced="4.4.5", text=text), seconds)
 
     def _put_off(self, now: float) -> Deferred:
         _TURNED_AWAY.labels("suspended").inc()

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 
+from shared.delivery.row import Row
 from shared.store.bodies import Bodies, Freed
 
 TRAVELS = 12 * 1024**2  # bytes: a body that a queue takes in any case (RabbitMQ 4 stops at 16 MiB)
@@ -18,9 +19,6 @@ ROOM = 768 * 1024**2
 # What a delivery takes beside the body: our field on top of it, its form on the wire, and what lies at the socket.
 COPIES = 3
 PATIENCE = 0.25  # seconds, at the cost of a place in the worker
-_FURTHEST = 300.0  # seconds: the latest time to come back; there may be room much sooner than it looks
-_LEAST = 0.05  # seconds that a delivery is taken to last at least, when places in the row are given out
-_SOONEST = 1.0  # seconds
 
 
 class NoRoomError(Exception):
@@ -69,8 +67,7 @@ class Large:
         self._held: dict[str, _Body] = {}
         self._left = asyncio.Event()
         self._running: dict[object, float] = {}  # since when; the oldest first
-        self._seconds = 0.0  # that a delivery takes, as a moving average
-        self._room_at = 0.0  # the last place in the row that was given out
+        self._row = Row()
 
     @contextlib.asynccontextmanager
     async def hold(self, reference: str, size: int) -> AsyncIterator[bytes | Freed | None]:
@@ -87,8 +84,7 @@ class Large:
             # The others want it, too, when this delivery is cancelled.
             yield await asyncio.shield(body.reading)
         finally:
-            took = self._clock() - self._running.pop(turn)
-            self._seconds = took if self._seconds == 0 else 0.8 * self._seconds + 0.2 * took
+            self._row.ended(self._clock() - self._running.pop(turn))
             self._give(reference, body)
 
     async def _take(self, reference: str, size: int) -> _Body:
@@ -113,11 +109,7 @@ class Large:
         """Give out the next place in the row: as far behind the last one as this body fills the room."""
         now = self._clock()
         oldest = next(iter(self._running.values()), now)
-        # As the last ones took, or twice what the oldest has taken already.
-        lasts = self._seconds if now - oldest <= self._seconds else 2 * (now - oldest)
-        part = min(self._needed(reference, size) / self._room, 1.0)
-        self._room_at = min(max(now, self._room_at) + max(lasts, _LEAST) * part, now + _FURTHEST)
-        return max(self._room_at - now, _SOONEST)
+        return self._row.place(now, now - oldest, min(self._needed(reference, size) / self._room, 1.0))
 
     def _give(self, reference: str, body: _Body) -> None:
         body.users -= 1

@@ -24,7 +24,8 @@ from shared.runtime.errors import BrokerUnavailable, StoreUnavailable
 
 log = structlog.get_logger()
 
-_COURTESY = 5.0  # seconds: a broker that is short of memory confirms nothing, and the job waits
+_COURTESY = 20.0  # seconds: a broker that is short of memory confirms nothing, and the job waits
+_PAUSE = 0.5  # seconds between two tries
 _HEADERS = 60_000  # characters of headers that certainly fit into a frame (frame_max is 128 KiB)
 
 
@@ -110,12 +111,23 @@ class Settler:
             if told := _to_report(verdicts, action):
                 try:
                     async with asyncio.timeout(_COURTESY):
-                        await self._report(delivery, message, told, action)
-                except (BrokerUnavailable, TimeoutError) as error:
-                    why = str(error) or "no confirm in time"
-                    log.warning("the sender was not told", id=delivery.id, action=action, error=why)
+                        await self._report_in_the_end(delivery, message, told, action)
+                except TimeoutError:
+                    log.warning("the sender was not told: no confirm in time", id=delivery.id, action=action)
                 except Exception:
                     log.exception("the sender could not be told", id=delivery.id, action=action)
+
+    async def _report_in_the_end(
+        self, delivery: Delivery, message: bytes, told: Mapping[str, Disposition], action: dsn.Action
+    ) -> None:
+        while True:
+            try:
+                await self._report(delivery, message, told, action)
+            except BrokerUnavailable as error:
+                log.warning("the sender cannot be told now", id=delivery.id, action=action, error=str(error))
+                await asyncio.sleep(_PAUSE)
+            else:
+                return
 
     async def park(self, delivery: Delivery, message: bytes, at: datetime) -> None:
         """Keep a delivery until then: in the store, or in limbo while the store is away.

@@ -42,6 +42,7 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         connect: To reach a host, TLS included; then SMTP is tried.
         whole: For the whole request: what senders of the neighbouring projects allow.
+        attempt: For all the requests of one delivery, to however many targets.
         rate: Bytes a second that the message has on top of it; 70 MB is what madmail takes by default.
         idle: How long a connection is kept for the next message.
         messages: Answers on one connection; then another machine behind the same name gets its turn.
@@ -49,6 +50,7 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True):
 
     connect: float = 15.0
     whole: float = 60.0
+    attempt: float = 800.0
     rate: float = 100_000.0
     idle: float = 30.0
     messages: int = 200

@@ -241,7 +241,8 @@ class _Opening:
             raise ConnectionFault(Reply(code=454, enhanced="4.7.5", text=text))
         context = self._contexts.verify if tls == "verify" else self._contexts.encrypt
         try:
-            await wire.start_tls(context, server_hostname=self._host, timeout=self._patience.mail)
+            patience = self._patience.mail if tls else min(self._patience.tls, self._patience.mail)
+            await wire.start_tls(context, server_hostname=self._host, timeout=patience)
             return await self._hello(wire)
         except (ConnectionFault, *FAULTS) as error:
             if tls is None:

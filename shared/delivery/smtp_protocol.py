@@ -36,6 +36,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
         data: For the 354.
         block: While the host takes nothing of the message. As long as it takes some, sending may last.
         dot: For the reply to the final dot: the host may do all its checks before it.
+        tls: For STARTTLS with its handshake where the clear is good enough, too, and is to have its turn.
         quit: For the 221, which nothing depends on.
     """
 
@@ -46,6 +47,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     data: float = 120.0
     block: float = 180.0
     dot: float = 600.0
+    tls: float = 30.0
     quit: float = 5.0
 
 
@@ -108,6 +110,7 @@ class Wire(SMTPProtocol):
         self.fault: Exception | None = None
         self._waiter: asyncio.Future[bool] | None = None
         self._sending = False  # a message, of which not every piece was written
+        self.handed = False  # the last piece of a message was written: the host may have it all
         self.early = False  # the last reply came before everything was sent
 
     @property
@@ -166,8 +169,9 @@ class Wire(SMTPProtocol):
             SMTPReadTimeoutError: For so many seconds it took nothing at all (RFC 5321 4.5.3.2.5).
         """
         whole = memoryview(message)
+        self.handed = len(whole) <= _PIECE
         self.write(whole[:_PIECE])
-        if len(whole) <= _PIECE:
+        if self.handed:
             return
         self._sending = True
         cast("asyncio.WriteTransport", self.transport).set_write_buffer_limits(high=_PIECE)
@@ -175,6 +179,7 @@ class Wire(SMTPProtocol):
             await self._flushed(patience)
             if self._queue or self.fault is not None:
                 return
+            self.handed = start + _PIECE >= len(whole)
             super().write(whole[start : start + _PIECE])  # type: ignore[arg-type] # as above
         self._sending = False
         await self._flushed(patience)

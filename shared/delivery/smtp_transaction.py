@@ -151,8 +151,12 @@ class Transaction:
             return reply
         if reply.code != _GO_AHEAD:
             raise OutOfStep(f"unexpected reply to DATA: {reply}")
-        self._wanted = exchange.sent = True
-        await exchange.wire.send(wire.framed(self._body), patience.block)
+        self._wanted = True
+        try:
+            await exchange.wire.send(wire.framed(self._body), patience.block)
+        finally:
+            # Without the final dot it has not taken the message, and another host may.
+            exchange.sent = exchange.wire.handed
         decided = await exchange.read(patience.dot)
         if exchange.wire.early:  # it did not wait for the end of the message, of which it gets no more
             exchange.wire.close()

@@ -81,6 +81,9 @@ def proves(answer: Answer, outcome: Outcome) -> bool:
     return isinstance(outcome, Delivered) or _of_smtp(answer.status, answer.content_type, text) is not None
 
 
+_ALONE = (429, 503)  # the server says that it is asked too often, or has too much to do
+
+
 def subject(answer: Answer, outcome: Outcome) -> Subject:
     """Say what an answer to a request for several recipients is about, which tells whether it holds for each of them.
 
@@ -99,9 +102,16 @@ def subject(answer: Answer, outcome: Outcome) -> Subject:
         return "host" if outcome.lacking or _unwell(answer.status) else "request"
     if isinstance(outcome, Failed) or answer.status == 507:  # noqa: PLR2004 - the mailbox is full
         return "recipients"
+    if answer.status in _ALONE or (isinstance(outcome, Deferred) and outcome.after > 0):
+        return "host"
     reply = _of_smtp(answer.status, answer.content_type, _text(answer.body))
-    # 421: the server is going down (RFC 5321 4.2.3). Less than 400 is a contradiction: somebody may have the mail.
-    return "host" if reply is None or reply.code < 400 or reply.code == 421 else "recipients"  # noqa: PLR2004
+    if reply is None:
+        # madmail says 500 `error` to whatever it stumbles over, which may be one recipient.
+        return "recipients" if answer.status == 500 else "host"  # noqa: PLR2004
+    # 421: the server is going down (RFC 5321 4.2.3); X.3: the mail system is not well (RFC 3463 3.4). Less than 400 is
+    # a contradiction: somebody may have the mail.
+    itself = reply.code < 400 or reply.code == 421 or reply.enhanced.startswith("4.3.")  # noqa: PLR2004
+    return "host" if itself else "recipients"
 
 
 def speaks(status: int, content_type: str, body: bytes) -> bool | None:

@@ -1,5 +1,6 @@
 """Several recipients over HTTPS: one answer comes for all of a request, and yet each has an outcome of its own."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -74,7 +75,6 @@ async def test_a_refusal_of_some_does_not_spread_to_the_next_request(room: Room,
 @pytest.mark.parametrize(
     "answer",
     [
-        answers.MADMAIL_ERROR,
         answers.UNAVAILABLE,
         answers.TOO_MANY_REQUESTS,
         answers.EXCHANGER_FAILED,
@@ -82,6 +82,8 @@ async def test_a_refusal_of_some_does_not_spread_to_the_next_request(room: Room,
         answers.NGINX_TOO_LARGE,
         answers.WEBSITE,
         Answer(status=400, body=b"421 4.3.2 going down"),
+        Answer(status=429, body=b"450 4.7.1 rate limited"),
+        Answer(status=400, body=b"450 4.7.1 rate limited", headers={"Retry-After": "3600"}),
     ],
 )
 async def test_what_holds_for_everybody_is_asked_once(room: Room, answer: Answer) -> None:
@@ -102,6 +104,33 @@ async def test_who_is_left_is_not_posted_once_the_host_is_of_no_more_use(
         assert [Failed, kind, kind] == kinds(outcomes)
         assert outcomes["b@a.example"] == outcomes["full@a.example"]
         assert "full" not in mailboxes.asked
+
+
+async def test_one_that_a_host_stumbles_over_does_not_hold_up_the_others(room: Room) -> None:
+    """Each attempt begins with another recipient; three put off in a row are enough to know the host."""
+    mailboxes = Mailboxes(bad=answers.MADMAIL_ERROR)
+    recipients = ("bad@a.example", "b@a.example")
+    async with MxdelivPeer(answer=mailboxes) as peer:
+        assert [Deferred, Delivered] == kinds(await room.outcomes(peer.url, rcpt_to=recipients))
+        mailboxes.errors = dict.fromkeys("pqrstuv", answers.MADMAIL_ERROR)
+        mailboxes.asked.clear()
+        many = tuple(f"{each}@a.example" for each in "pqrstuvw")
+        assert [Deferred] * 8 == kinds(await room.outcomes(peer.url, rcpt_to=many))
+        assert ["p q r s t u v w", "p", "q", "r"] == mailboxes.asked
+        assert Delivered in kinds(await room.outcomes(peer.url, rcpt_to=many, attempts=7))
+
+
+async def test_what_some_were_answered_outlives_the_time_for_an_attempt(tmp_path: Path) -> None:
+    """The second fifty find no time any more; the first must not get the message again for that."""
+    hangs = Answer(body=b"OK", after=30)
+    async with (
+        open_room(trustme.CA(), tmp_path, Patience(whole=20, attempt=1)) as room,
+        MxdelivPeer(answer=Mailboxes(r55=hangs)) as peer,
+    ):
+        many = tuple(f"r{each}@a.example" for each in range(60))
+        async with asyncio.timeout(10):
+            outcomes = await room.outcomes(peer.url, rcpt_to=many, transport="https")
+        assert [Delivered] * 50 + [Deferred] * 10 == kinds(outcomes)
 
 
 async def test_a_slow_host_does_not_hold_the_turn_for_everybody(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import msgspec
 import pytest
+import trustme
 
 from shared.delivery.gate import FAILURES, SUSPENDED, Gate
 from shared.delivery.memory import Memory
+from shared.delivery.smtp import TIMEOUTS
 from shared.mail.envelope import Delivery
 from shared.mail.outcome import Busy, Deferred, Delivered, Failed, Outcome, Unsuited
 from shared.mail.reply import Reply
@@ -20,6 +22,7 @@ from tests.peers.behaviour import END_OF_DATA
 from tests.peers.dns import DnsPeer
 from tests.peers.mxdeliv import Answer, MxdelivPeer, free_port
 from tests.peers.smtp import Behaviour, ScriptedSmtpPeer
+from tests.peers.tls import tls_context
 from workers.https.transport import HttpsTransport
 from workers.https.transport import open_transport as open_https
 from workers.smtp.transport import SmtpTransport
@@ -234,6 +237,29 @@ class TestMailHosts:
             async with asyncio.timeout(10):
                 assert isinstance(await send(smtp), Delivered)
             assert [1, 1, 1, 1] == [peer.connections for peer in (*silent, well)]
+
+    async def test_a_handshake_that_stalls_leaves_time_for_the_clear(self) -> None:
+        """At one of several addresses, too, whose time together is short."""
+        port = free_port()
+        tls = tls_context(trustme.CA(), ["mx.a.example"])
+        async with contextlib.AsyncExitStack() as stack:
+            dns = await stack.enter_async_context(DnsPeer())
+            dns.add("a.example", "MX", "10 mx.a.example.")
+            for host in ("127.0.0.2", "127.0.0.3"):
+                dns.add("mx.a.example", "A", host)
+                peer = ScriptedSmtpPeer(Behaviour(starttls="silent"), host=host, port=port, tls=tls)
+                await stack.enter_async_context(peer)
+            settings = Settings(
+                amqp_url="amqp://unused",
+                database_url="postgresql://unused",
+                hostname="us.example",
+                dns_servers=((dns.host, dns.port),),
+                smtp_port=port,
+                allow_private_targets=True,
+            )
+            patience = msgspec.structs.replace(TIMEOUTS, tls=0.3)
+            smtp = await stack.enter_async_context(open_smtp(settings, ready=6.0, patience=patience))
+            assert isinstance(await send(smtp), Delivered)
 
     async def test_an_attempt_that_ran_out_of_time_is_a_failure(self, rooms: Rooms) -> None:
         """A tarpit would else have its share for ever."""

@@ -128,6 +128,19 @@ class TestBlock:
             await then_all_is_well(room, peer)
 
 
+async def test_a_host_that_never_had_the_end_of_a_message_cannot_have_taken_it() -> None:
+    """The next one gets it in the same attempt: a path that breaks on large mail would else keep it for five days."""
+    message = MESSAGE + b"x" * BIG
+    async with (
+        impatient() as room,
+        room.peer("10 mx1.example.", at(True, hang_up_after="DATA")) as first,
+        room.peer("20 mx2.example.") as second,
+    ):
+        assert [Delivered] == kinds(await deliver(room, message=message))
+        assert [message + b"\r\n"] == [each.body for each in second.received]
+        await then_all_is_well(room, first, second)
+
+
 def tls_if(secure: bool) -> ssl.SSLContext | None:
     """Return what a host needs to offer STARTTLS, which is used where it is offered."""
     return tls_context(trustme.CA(), ["mx1.example"]) if secure else None

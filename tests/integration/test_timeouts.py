@@ -86,7 +86,7 @@ def ruled(*targets: str, tls: Tls | None = None) -> Route:
 def test_smtp_waits_as_long_as_the_rfc_says() -> None:
     """RFC 5321 4.5.3.2.1 to 4.5.3.2.6; what it says nothing of is ours."""
     minutes = {"greeting": 5, "mail": 5, "rcpt": 5, "data": 2, "block": 3, "dot": 10}
-    seconds = {"connect": 30.0, "quit": 5.0, **{phase: 60.0 * each for phase, each in minutes.items()}}
+    seconds = {"connect": 30.0, "tls": 30.0, "quit": 5.0, **{phase: 60.0 * each for phase, each in minutes.items()}}
     assert seconds == {field: getattr(TIMEOUTS, field) for field in Timeouts.__struct_fields__}
 
 

@@ -246,7 +246,8 @@ def test_who_has_shown_to_speak_mxdeliv(status: int, content_type: str, body: by
         # a mail server's word on the mail
         (400, PLAIN, b"550 5.1.1 no such user", "recipients"),
         (400, PLAIN, b"450 4.2.1 mailbox busy", "recipients"),
-        (400, PLAIN, b"451 4.3.0 local error", "recipients"),
+        (400, PLAIN, b"451 4.3.0 local error", "host"),
+        (400, PLAIN, b"450 4.2.1 try again later", "recipients"),
         (200, PLAIN, b"550 5.1.1 no such user", "recipients"),
         (500, PLAIN, b"554 5.7.1 no", "recipients"),
         (507, PLAIN, b"quota", "recipients"),
@@ -254,7 +255,7 @@ def test_who_has_shown_to_speak_mxdeliv(status: int, content_type: str, body: by
         # on itself
         (400, PLAIN, b"421 4.3.2 going down", "host"),
         (429, PLAIN, b"slow down", "host"),
-        (500, PLAIN, b"error", "host"),
+        (500, PLAIN, b"error", "recipients"),
         (502, PLAIN, b"Forwarding failed for all recipients", "host"),
         (503, "", b"", "host"),
         (200, PLAIN, b"503 Service Unavailable", "host"),

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from itertools import chain
 
 import msgspec
+import structlog
 
 from shared.delivery.gate import Gate, Turn
 from shared.delivery.memory import Memory
@@ -31,7 +32,10 @@ from shared.mail.reply import Reply
 from shared.mail.route import Target, Tls
 from shared.runtime.settings import Settings
 
+log = structlog.get_logger()
+
 _MAX_KNOWN = 10_000  # origins
+_ENOUGH = 3  # recipients put off in a row: the host would say so to all
 _MAX_TOGETHER = 50  # recipients in a request: hyper and Python's http.server take at most 100 fields in a header
 _FIXED = (
     ("Content-Type", "application/octet-stream"),
@@ -58,17 +62,22 @@ class HttpsTransport:
         """Try the targets whose turn it is, in order, until each recipient's speaks mxdeliv or may have the message."""
         nowhere = Unsuited(Reply(code=450, enhanced="4.4.4", text="the route has no target for HTTPS"))
         outcomes: dict[str, Outcome] = dict.fromkeys(delivery.envelope.rcpt_to, nowhere)
+        # Before the time for an attempt is over (`shared.delivery.actor`): what some were answered must not be lost.
+        deadline = asyncio.get_running_loop().time() + self._patience.attempt
         for number, text in enumerate(delivery.aims):
             left = tuple(each for each, outcome in outcomes.items() if isinstance(outcome, Unsuited))
             if not left:
                 break
             target = Target.parse(text)
-            answers = await self._try(target, target.https_url(self._https_port), delivery.only(left), message)
+            url = target.https_url(self._https_port)
+            answers = await self._try(target, url, delivery.only(left), message, deadline)
             # Behind a target that was tried, "busy" counts as an attempt: that one would be tried each time again.
             outcomes |= {each: _counted(answer) if number else answer for each, answer in answers.items()}
         return outcomes
 
-    async def _try(self, target: Target, url: str, delivery: Delivery, message: bytes) -> Mapping[str, Outcome]:
+    async def _try(
+        self, target: Target, url: str, delivery: Delivery, message: bytes, deadline: float
+    ) -> Mapping[str, Outcome]:
         """Post to one target, unless it is known to be in vain, or there is no room for it."""
         if delivery.route.transport == "auto" and self._memory.lacks_mxdeliv(url):
             lacking = Unsuited(Reply(code=450, enhanced="4.4.0", text=f"{url} is remembered as without mxdeliv"))
@@ -77,14 +86,14 @@ class HttpsTransport:
         match turn:
             case Turn():
                 with turn:
-                    return await self._post(target, url, turn, delivery, message)
+                    return await self._post(target, url, turn, delivery, message, deadline)
             case Deferred(reply):
                 return _all(delivery, Unsuited(reply))
             case busy:
                 return _all(delivery, busy)
 
-    async def _post(
-        self, target: Target, url: str, turn: Turn, delivery: Delivery, message: bytes
+    async def _post(  # noqa: PLR0917 - all are of this one delivery
+        self, target: Target, url: str, turn: Turn, delivery: Delivery, message: bytes, deadline: float
     ) -> Mapping[str, Outcome]:
         """Post request by request; whoever is left when the host has no answer, or none that helps, shares that fate.
 
@@ -94,13 +103,19 @@ class HttpsTransport:
         end = clock() + self._patience.for_message(len(message))
         outcomes: dict[str, Outcome] = {}
         requests = in_requests(delivery.envelope.rcpt_to)
+        later = 0  # in a row
         while requests:
             some = requests.popleft()
-            outcome, about = await self._request(target, url, turn, delivery.only(some), message)
+            outcome, about = await self._answered(target, url, turn, delivery.only(some), message, deadline)
             if about == "recipients" and len(some) > 1:
-                requests.extendleft((each,) for each in reversed(some))
+                # Each attempt begins with another one, so that nobody waits behind the same one for ever.
+                first = (delivery.attempts + delivery.quick) % len(some)
+                requests.extendleft((each,) for each in reversed((*some[first:], *some[:first])))
                 continue
             outcomes |= dict.fromkeys(some, outcome)
+            later = later + 1 if isinstance(outcome, Deferred) else 0
+            if later == _ENOUGH:
+                about = "host"
             if requests and about != "host" and clock() > end:
                 late = Reply(code=450, enhanced="4.4.5", text=f"no time was left to post this to {url}")
                 outcome, about = Deferred(late), "host"
@@ -108,11 +123,23 @@ class HttpsTransport:
                 return outcomes | dict.fromkeys(chain.from_iterable(requests), outcome)
         return outcomes
 
-    async def _request(
-        self, target: Target, url: str, turn: Turn, delivery: Delivery, message: bytes
+    async def _answered(  # noqa: PLR0917
+        self, target: Target, url: str, turn: Turn, delivery: Delivery, message: bytes, deadline: float
+    ) -> tuple[Outcome, Subject]:
+        """Post for all recipients of the delivery. A fault of our own must not undo what others were answered."""
+        try:
+            return await self._request(target, url, turn, delivery, message, deadline)
+        except Exception:
+            log.exception("posting broke", id=delivery.id, url=url)
+            return Deferred(
+                Reply(code=451, enhanced="4.3.0", text="an internal fault; see the log of the worker")
+            ), "host"
+
+    async def _request(  # noqa: PLR0917
+        self, target: Target, url: str, turn: Turn, delivery: Delivery, message: bytes, deadline: float
     ) -> tuple[Outcome, Subject]:
         """Post for all recipients of the delivery; return what it means for them, and what the answer is about."""
-        answer = await self._ask(for_https(delivery.route.tls, target.host), url, delivery, message)
+        answer = await self._ask(for_https(delivery.route.tls, target.host), url, delivery, message, deadline)
         if isinstance(answer, NoAnswer):
             turn.missed(Reply.of(450, f"4.4.1 {answer.why}", mta=None))
             return _unanswered(answer, url, alone=delivery.route.transport == "https"), "host"
@@ -124,7 +151,7 @@ class HttpsTransport:
             self._known.add(origin)
         return outcome, subject(answer, outcome)
 
-    async def _ask(self, tls: Tls, url: str, delivery: Delivery, message: bytes) -> Answer | NoAnswer:
+    async def _ask(self, tls: Tls, url: str, delivery: Delivery, message: bytes, deadline: float) -> Answer | NoAnswer:
         """Post once; and once more where a server closed a kept connection just as it was used again.
 
         The second time goes over a connection that was never used, which cannot end so too: the message is posted twice
@@ -134,7 +161,7 @@ class HttpsTransport:
             fields = _fields(delivery)
         except ValueError as error:
             return NoAnswer(why=str(error), sent=False, stale=False)
-        deadline = asyncio.get_running_loop().time() + self._patience.for_message(len(message))
+        deadline = min(deadline, asyncio.get_running_loop().time() + self._patience.for_message(len(message)))
         first = await post(self._sessions[tls], url, fields, message, deadline=deadline)
         if not isinstance(first, NoAnswer) or not first.stale:
             return first

@@ -73,6 +73,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
         Bodies(pool),
         inline_limit=settings.inline_body_limit,
         max_size=settings.max_message_size,
+        schedule=settings.schedule,
     )
     consumers += [
         Consumer(topology.OUTBOUND, handler.outbound, prefetch=settings.prefetch),

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 from functools import partial
 
 import msgspec
@@ -17,9 +16,11 @@ from shared.broker.settle import Settler
 from shared.delivery.large import TRAVELS
 from shared.delivery.uses import BodyGoneError, end, still_due, without
 from shared.mail import codec
-from shared.mail.disposition import give_up
+from shared.mail.disposition import decide, give_up
 from shared.mail.envelope import Delivery, Envelope
+from shared.mail.outcome import Busy
 from shared.mail.reply import Reply
+from shared.mail.retry import Schedule
 from shared.mail.route import Route
 from shared.runtime.chance import new_id
 from shared.runtime.clock import now
@@ -30,7 +31,7 @@ from workers.router.rules import Rules
 
 log = structlog.get_logger()
 
-_MENDING = timedelta(minutes=5)  # before mail under a malformed rule is looked at again
+_MENDING = 300.0  # seconds before mail under a malformed rule is looked at again
 _PAUSE = 1.0  # seconds before a message that could not be routed is tried again
 _ROUTED = Counter("pushpush_routed_total", "Messages routed", ["queue"])
 _OUTBOUND, _REROUTE = _ROUTED.labels(topology.OUTBOUND), _ROUTED.labels(topology.REROUTE)
@@ -65,6 +66,7 @@ class Handler:
         *,
         inline_limit: int,
         max_size: int,
+        schedule: Schedule,
     ) -> None:
         """Route by `rules`; bodies over `inline_limit` bytes are stored once, those over `max_size` go back.
 
@@ -76,6 +78,7 @@ class Handler:
         self._bodies = bodies
         self._inline_limit = min(inline_limit, TRAVELS)
         self._max_size = max_size
+        self._schedule = schedule
         self._ending: set[asyncio.Task[None]] = set()
 
     async def outbound(self, message: Incoming) -> None:
@@ -184,9 +187,11 @@ class Handler:
     async def _publish_one(self, delivery: Delivery, body: bytes) -> None:
         if (fault := delivery.route.fault()) is not None:
             log.error("mail waits for a rule to be mended", id=delivery.id, domain=delivery.domain, fault=fault)
-            reply = Reply(code=451, enhanced="4.3.5", text=fault)
-            waiting = delivery.but(route=Route(version=delivery.route.version), reply=reply)
-            await self._settler.park(waiting, body, now() + _MENDING)
+            waiting = delivery.but(route=Route(version=delivery.route.version))
+            busy = Busy(Reply(code=451, enhanced="4.3.5", text=fault), _MENDING)
+            verdict = decide(waiting, busy, by="smtp", schedule=self._schedule, now=now(), spread=0)
+            ended = await self._settler.settle(waiting, body, dict.fromkeys(waiting.envelope.rcpt_to, verdict))
+            await end(self._bodies, waiting.envelope, ended)
             return
         queue = topology.HTTPS if delivery.by_https else topology.SMTP
         await self._publisher.delivery(queue, delivery, body)

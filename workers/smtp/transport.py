@@ -37,7 +37,7 @@ PATIENCE = 300.0
 # Seconds for all addresses of one next hop together to get ready for a message: a host that takes connections and says
 # nothing must leave time for those after it.
 READY = 600.0
-_LEAST = 20  # of them, the part that each has at least
+_PARTS = 5  # the least that each has is one of so many parts: two minutes, in which most slow hosts greet
 
 # RFC 8461 5.1: it may be a mistake that the domain mends, or an attack that ends; the mail waits for both.
 _NONE_LISTED = Deferred(
@@ -130,7 +130,7 @@ class SmtpTransport:
             if not isinstance(addresses, list):
                 faults.append(addresses)
                 continue
-            ready = self._ready / min(len(ways) * len(addresses), _LEAST)
+            ready = self._ready / min(len(ways) * len(addresses), _PARTS)
             for address in addresses[: MAX_HOPS - tried]:
                 if delivery.has_next and asyncio.get_running_loop().time() - began > PATIENCE:
                     break

@@ -29,7 +29,8 @@ log = structlog.get_logger()
 FAILURES = 5  # connection failures in a row
 SUSPENDED = 30.0  # seconds without an attempt; then one probe
 # Seconds: a turn that is expected within them is waited for, at the cost of a place in the worker; and no turn longer.
-_SOON = 0.25
+_SOON = 1.0
+_LOOKS = 0.25  # seconds between two looks whether it is still expected so soon
 _IDLE = 600.0  # seconds after which a hop that nobody goes to is forgotten
 _MANY = 1_000  # hops known before forgetting begins
 _LOOK = 60.0  # seconds between two looks for hops to forget: each goes through all of them
@@ -154,7 +155,7 @@ class _Hop:
             return self._probe
         if self._room:
             return self._begin(now)
-        if self._row.lasts(self._age(now)) * (len(self._waiting) + 1) / self._share > _SOON:
+        if self._expected(len(self._waiting), now) > _SOON:
             return self._turn_away(now)
         return await self._wait()
 
@@ -162,7 +163,7 @@ class _Hop:
         loop = asyncio.get_running_loop()
         place: asyncio.Future[_Word] = loop.create_future()
         self._waiting.append(place)
-        timer = loop.call_later(_SOON, self._give_up, place)
+        self._look(place, loop, loop.time() + _SOON)
         try:
             word = await place
         except asyncio.CancelledError:
@@ -173,8 +174,6 @@ class _Hop:
                 self._promised -= 1  # given to us just as we went
                 self._pass_on()
             raise
-        finally:
-            timer.cancel()
         now = self._clock()
         if word is _Word.FULL:
             return self._turn_away(now)
@@ -183,10 +182,19 @@ class _Hop:
         self._promised -= 1
         return self._begin(now) if self._suspended_until is None else self._put_off(now)
 
-    def _give_up(self, place: "asyncio.Future[_Word]") -> None:
-        if not place.done():
+    def _look(self, place: "asyncio.Future[_Word]", loop: asyncio.AbstractEventLoop, until: float) -> None:
+        """Look now and again whether it is still worth waiting."""
+        if place.done():
+            return
+        if loop.time() >= until or self._expected(self._waiting.index(place), self._clock()) > _SOON:
             self._waiting.remove(place)
             place.set_result(_Word.FULL)
+        else:
+            loop.call_later(_LOOKS, self._look, place, loop, until)
+
+    def _expected(self, before: int, now: float) -> float:
+        """Return the seconds until the turn of one that so many others wait before."""
+        return self._row.lasts(self._age(now)) * (before + 1) / self._share
 
     @property
     def _room(self) -> bool:

@@ -119,7 +119,10 @@ class Transaction:
         if not begun:
             return False
         exchange.wire.write(b".\r\n")
-        return negative(await exchange.read(exchange.patience.dot))
+        try:
+            return negative(await exchange.read(exchange.patience.dot))
+        except SMTPReadTimeoutError:
+            return False  # after 354 nothing was missing
 
     async def _data(self, *, alone: bool) -> Reply:
         """Return the reply that decides for the accepted recipients.

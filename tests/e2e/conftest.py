@@ -105,13 +105,16 @@ class World:
 
     @contextlib.asynccontextmanager
     async def fleet(self, rooms: Mapping[str, int], **env: str) -> AsyncIterator[Fleet]:
-        """Run a fleet of these rooms; at the end stop it as SIGTERM does."""
+        """Run a fleet of these rooms and a scheduler; at the end stop it as SIGTERM does.
+
+        Without a scheduler nothing comes back that a worker had no room for.
+        """
         given = {f"PUSHPUSH_{name.upper()}": value for name, value in env.items()}
         fleet = Fleet(
             self._folder,
             amqp_url=self.rabbitmq.url,
             database_url=self.postgres.url,
-            rooms=rooms,
+            rooms={"scheduler": 1, **rooms},
             env=given,
             migrated=True,
         )

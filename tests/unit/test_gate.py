@@ -126,6 +126,7 @@ async def test_nobody_waits_long_for_a_hop_that_nothing_is_known_of(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first burst to a dead destination gives its places in the worker back after a moment."""
+    monkeypatch.setattr(gate_module, "_LOOKS", 0.01)
     monkeypatch.setattr(gate_module, "_SOON", 0.01)
     gate = Gate(1, clock=clock)
     held = await turn(gate)

@@ -12,7 +12,6 @@ or never, soon holds all of them, and the mail for everybody else waits behind i
 import asyncio
 import enum
 import time
-from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
@@ -129,7 +128,8 @@ class _Hop:
         self._told = told
         self._clock = clock
         self._running: dict[Turn, None] = {}  # the oldest first
-        self._waiting: deque[asyncio.Future[_Word]] = deque()
+        self._waiting: dict[asyncio.Future[_Word], float] = {}  # in turn; until when, by the loop's clock
+        self._looking: asyncio.TimerHandle | None = None
         self._promised = 0  # turns given to some that waited and do not run yet
         self._row = Row()
         self._failures = 0
@@ -162,15 +162,14 @@ class _Hop:
     async def _wait(self) -> Turn | Busy | Deferred:
         loop = asyncio.get_running_loop()
         place: asyncio.Future[_Word] = loop.create_future()
-        self._waiting.append(place)
-        self._look(place, loop, loop.time() + _SOON)
+        self._waiting[place] = loop.time() + _SOON
+        if self._looking is None:
+            self._looking = loop.call_later(_LOOKS, self._look, loop)
         try:
             word = await place
         except asyncio.CancelledError:
-            if place.cancelled():
-                if place in self._waiting:
-                    self._waiting.remove(place)
-            elif place.result() is _Word.GO:
+            self._waiting.pop(place, None)
+            if not place.cancelled() and place.result() is _Word.GO:
                 self._promised -= 1  # given to us just as we went
                 self._pass_on()
             raise
@@ -182,15 +181,14 @@ class _Hop:
         self._promised -= 1
         return self._begin(now) if self._suspended_until is None else self._put_off(now)
 
-    def _look(self, place: "asyncio.Future[_Word]", loop: asyncio.AbstractEventLoop, until: float) -> None:
-        """Look now and again whether it is still worth waiting."""
-        if place.done():
-            return
-        if loop.time() >= until or self._expected(self._waiting.index(place), self._clock()) > _SOON:
-            self._waiting.remove(place)
-            place.set_result(_Word.FULL)
-        else:
-            loop.call_later(_LOOKS, self._look, place, loop, until)
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Look now and again for whom it is not worth waiting any more."""
+        now = self._clock()
+        for before, (place, until) in enumerate([*self._waiting.items()]):
+            if loop.time() >= until or self._expected(before, now) > _SOON:
+                del self._waiting[place]
+                _say(place, _Word.FULL)
+        self._looking = loop.call_later(_LOOKS, self._look, loop) if self._waiting else None
 
     def _expected(self, before: int, now: float) -> float:
         """Return the seconds until the turn of one that so many others wait before."""
@@ -214,10 +212,14 @@ class _Hop:
 
     def _pass_on(self) -> None:
         while self._waiting and self._room:
-            place = self._waiting.popleft()
-            if not place.done():  # else it was cancelled, and has not yet had the time to leave
+            if _say(self._first(), _Word.GO):
                 self._promised += 1
-                place.set_result(_Word.GO)
+
+    def _first(self) -> "asyncio.Future[_Word]":
+        """Take the one that has waited longest out of the row."""
+        place = next(iter(self._waiting))
+        del self._waiting[place]
+        return place
 
     def _age(self, now: float) -> float:
         oldest = next(iter(self._running), None)
@@ -256,8 +258,14 @@ class _Hop:
             log.warning("next hop suspended", hop=self._name, failures=self._failures, reply=str(reply))
         self._suspended_until = self._clock() + SUSPENDED
         while self._waiting:
-            place = self._waiting.popleft()
-            if not place.done():
-                place.set_result(_Word.SUSPENDED)
+            _say(self._first(), _Word.SUSPENDED)
         if self._told is not None:
             self._told.suspended(self._name, SUSPENDED, str(reply))
+
+
+def _say(place: "asyncio.Future[_Word]", word: _Word) -> bool:
+    """Tell one that waits; False when it was cancelled, and has not yet had the time to leave."""
+    if place.done():
+        return False
+    place.set_result(word)
+    return True

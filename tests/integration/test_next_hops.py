@@ -89,8 +89,8 @@ class TestShare:
     @pytest.mark.parametrize("room", ["smtp", "https"])
     async def test_a_slow_hop_has_its_share_and_others_theirs(self, rooms: Rooms, room: str) -> None:
         """What is beyond it is not tried, and comes back; the hop never sees more at once."""
-        slow_smtp, quick_smtp = ScriptedSmtpPeer(Behaviour(delays={END_OF_DATA: 1})), ScriptedSmtpPeer()
-        slow_https, quick_https = MxdelivPeer(answer=Answer(body=b"OK", after=1)), MxdelivPeer()
+        slow_smtp, quick_smtp = ScriptedSmtpPeer(Behaviour(delays={END_OF_DATA: 3})), ScriptedSmtpPeer()
+        slow_https, quick_https = MxdelivPeer(answer=Answer(body=b"OK", after=3)), MxdelivPeer()
         async with slow_smtp, quick_smtp, slow_https, quick_https:
             by = rooms.smtp if room == "smtp" else rooms.https
             slow = f"127.0.0.1:{slow_smtp.port}" if room == "smtp" else slow_https.url
@@ -195,7 +195,7 @@ class TestMemory:
 
     async def test_a_busy_hop_is_no_lack(self, rooms: Rooms) -> None:
         """Nothing is learned from what was not tried."""
-        async with MxdelivPeer(answer=Answer(body=b"OK", after=1)) as peer:
+        async with MxdelivPeer(answer=Answer(body=b"OK", after=3)) as peer:
             outcomes = await asyncio.gather(*(send(rooms.https, peer.url) for _ in range(SHARE + 1)))
             assert [Busy] == [type(each) for each in outcomes if not isinstance(each, Delivered)]
             assert not rooms.memory.lacks_mxdeliv(peer.url)

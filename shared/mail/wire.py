@@ -29,13 +29,8 @@ def normalised(message: bytes) -> bytes:
     return message if message.endswith(b"\r\n") or not message else message + b"\r\n"
 
 
-def to_smtp(message: bytes) -> bytes:
-    """Return what follows DATA: the message in normal form, its leading dots doubled once, and the final dot."""
-    return framed(normalised(message))
-
-
 def framed(body: bytes) -> bytes:
-    """Return what follows DATA for a message that is in normal form already."""
+    """Return what follows DATA for a message in normal form: its leading dots doubled once, and the final dot."""
     first = b"." if body.startswith(b".") else b""
     if _DOT.search(body):
         body = body.replace(b"\r\n.", b"\r\n..")

@@ -6,12 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.mail.wire import normalised, to_smtp
+from shared.mail.wire import framed, normalised
 
 # Of the pieces that matter, so that every mixture of them comes up.
 PIECES = st.sampled_from([b"\r", b"\n", b"\r\n", b".", b"a", b"\x00", b"\xff", b"..", b"\r\n.\r\n", b"\n.\n", b"MAIL"])
 MESSAGES = st.lists(PIECES, max_size=30).map(b"".join) | st.binary(max_size=200)
 LINES = st.lists(st.binary(max_size=20).map(lambda line: re.sub(rb"[\r\n]", b"", line)), min_size=1, max_size=20)
+
+
+def to_smtp(message: bytes) -> bytes:
+    """Return what the transport sends after DATA."""
+    return framed(normalised(message))
 
 
 def unstuffed(data: bytes) -> bytes:

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from shared.mail.domain import normalise
 from shared.mail.retry import Schedule, parse_duration, parse_waits
@@ -33,6 +33,10 @@ def _servers(text: object) -> object:
             raise ValueError(f"{part!r} is not HOST:PORT")
         servers.append((host.strip("[]"), int(port)))
     return tuple(servers)
+
+
+def _words(text: object) -> object:
+    return tuple(filter(None, (each.strip() for each in text.split(",")))) if isinstance(text, str) else text
 
 
 def _duration(text: object) -> object:
@@ -81,7 +85,22 @@ class Settings(BaseModel):
     max_message_size: ByteSize = Field(default=ByteSize(64 * 1024**2), gt=0, description="Larger messages are refused")
     inline_body_limit: ByteSize = Field(default=ByteSize(256 * 1024), description="Larger bodies travel as a reference")
 
-    admin_token: str | None = Field(default=None, repr=False, description="Of the admin API")
+    admin_token: str | None = Field(
+        default=None, repr=False, description="Opens panel and admin API as admin, until there are tokens"
+    )
+    panel_host: str = Field(default="127.0.0.1", description="Where panel and admin API listen; 0.0.0.0 in a pod")
+    panel_port: Port = Field(default=8080, description="Where panel and admin API listen")
+    panel_proxies: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        default=(), description="ADDRESS,... of proxies in front of the panel whose X-Forwarded-* are believed"
+    )
+    journal_addresses: Literal["full", "domain", "hash"] = Field(
+        default="full", description="How the journal keeps addresses: whole, the domain only, or a keyed hash"
+    )
+    journal_key: str | None = Field(
+        default=None, repr=False, min_length=16, description="Of the hash, the same for journal, panel and CLI"
+    )
+    journal_retention: Duration = Field(default=timedelta(days=14), description="How long events are kept")
+    traffic_retention: Duration = Field(default=timedelta(days=400), description="How long hourly counters are kept")
     concurrency: int = Field(default=64, ge=1, le=1024, description="Deliveries at once in a process")
     hop_concurrency: int | None = Field(
         default=None, ge=1, le=1024, description="Of those, at once to one next hop; a quarter when not set"
@@ -92,6 +111,12 @@ class Settings(BaseModel):
     log_addresses: bool = Field(default=False, description="Write whole addresses to the log, not only domains")
     metrics_port: int = Field(default=0, ge=0, le=65_535, description="/metrics, /livez and /readyz; 0 is off")
     metrics_host: str = Field(default="127.0.0.1", description="Where they listen; 0.0.0.0 in a pod")
+
+    @model_validator(mode="after")
+    def _has_key(self) -> Self:
+        if self.journal_addresses == "hash" and self.journal_key is None:
+            raise ValueError("PUSHPUSH_JOURNAL_ADDRESSES is hash, so PUSHPUSH_JOURNAL_KEY must be set")
+        return self
 
     @property
     def share(self) -> int:
@@ -147,7 +172,9 @@ def _collect(environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _sentence(where: tuple[int | str, ...], kind: str, message: str) -> str:
-    name = PREFIX + str(where[0]).upper() if where else PREFIX
+    if not where:
+        return message.removeprefix("Value error, ")
+    name = PREFIX + str(where[0]).upper()
     match kind:
         case "missing":
             return f"{name} is missing ({Settings.model_fields[str(where[0])].description})"

@@ -1,0 +1,199 @@
+"""What happened to a recipient: one event for each attempt, and for what else operators want to see in a trace.
+
+Rooms emit events as they settle mail, and the journal keeps them. Mail never waits for an event.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Literal, assert_never
+
+import msgspec
+
+from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, NextTarget, RetryAt, Wait
+from shared.mail.envelope import Delivery
+
+Kind = Literal[
+    "routed",  # a new message was given its route
+    "rerouted",  # waiting mail was given the route of the rules of that moment
+    "delivered",
+    "deferred",  # an attempt failed, another follows
+    "postponed",  # it was not tried: there was no room for it, or the next hop is suspended
+    "fallback",  # the other transport, or the next target, has its turn
+    "failed",  # it could not be settled, and was set aside for people to see
+    "bounced",  # given up; the sender is told
+    "dropped",  # given up; nobody is told
+    "reported",  # the sender was told
+    "removed",  # taken out by an operator, and nobody is told
+]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that happened to one recipient.
+
+    Attributes:
+        at: When, UTC.
+        kind: What.
+        id: The queue id of the message.
+        recipient: The forward-path, as the sender wrote it.
+        domain: Its domain, normalised.
+        room: Who says so: `router`, `https`, `smtp`, or `operator`.
+        attempt: The number of the attempt, from 1; 0 for what was none.
+        rule: The lookup key of the rule; "" for direct federation.
+        version: Of the rules that routed it.
+        target: Where it was to go, as the rule has it; "" for the domain's MX hosts.
+        mta: The host that spoke; "" when the words are our own.
+        code: The reply code, 0 without a reply.
+        enhanced: The enhanced code.
+        reply: The words.
+        ms: Milliseconds that the attempt took.
+        size: Of the message, in bytes, as it came in.
+        until: When it is tried next, UTC.
+        accepted_at: When the fleet took the message, UTC; of `routed` only.
+        sender: The reverse-path; of `routed` only.
+        header_id: The Message-ID field; of `routed` only, "" when there is none.
+        report: The id of the report; of `reported` only.
+        actor: The person who did it.
+    """
+
+    at: datetime
+    kind: Kind
+    id: str
+    recipient: str
+    domain: str
+    room: str
+    attempt: int = 0
+    rule: str = ""
+    version: int = 0
+    target: str = ""
+    mta: str = ""
+    code: int = 0
+    enhanced: str = ""
+    reply: str = ""
+    ms: int = 0
+    size: int = 0
+    until: datetime | None = None
+    accepted_at: datetime | None = None
+    sender: str | None = None
+    header_id: str | None = None
+    report: str = ""
+    actor: str = ""
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """Events as they travel on `mail.events`.
+
+    Attributes:
+        source: The process that emitted them; unique for its life.
+        number: Of the batch, from 1; one that comes twice is known by it.
+        emitted: How many events the source has emitted up to the last of these, those lost on the way included.
+        events: The events, the oldest first.
+    """
+
+    source: str
+    number: int
+    emitted: int
+    events: tuple[Event, ...]
+
+
+class BatchError(ValueError):
+    """The bytes are no batch."""
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Batch).decode
+
+
+def encode(batch: Batch) -> bytes:
+    """Return the wire form of a batch, JSON."""
+    return _encode(batch)
+
+
+def decode(data: bytes) -> Batch:
+    """Read a batch.
+
+    Raises:
+        BatchError: The bytes are none.
+    """
+    try:
+        batch = _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BatchError(f"no batch of events: {error}") from error
+    if any(each.at.tzinfo is None for each in batch.events):
+        raise BatchError("a time has no zone")
+    return batch
+
+
+def routed(
+    delivery: Delivery, *, at: datetime, again: bool, size: int = 0, header_id: str | None = None
+) -> list[Event]:
+    """Return what is told of a delivery that was given its route: what becomes of each recipient begins here."""
+    envelope, route = delivery.envelope, delivery.route
+    return [
+        Event(
+            at=at,
+            kind="rerouted" if again else "routed",
+            id=envelope.id,
+            recipient=recipient,
+            domain=delivery.domain,
+            room="router",
+            rule=route.key,
+            version=route.version,
+            target=",".join(route.targets),
+            size=size,
+            accepted_at=None if again else envelope.accepted_at,
+            sender=None if again else envelope.mail_from,
+            header_id=None if again else header_id,
+        )
+        for recipient in envelope.rcpt_to
+    ]
+
+
+def settled(
+    delivery: Delivery, verdicts: Mapping[str, Disposition], *, at: datetime, room: str, ms: int, size: int
+) -> list[Event]:
+    """Return what is told of recipients whose verdicts were made true."""
+    route = delivery.route
+    target = ",".join(delivery.aims)
+    events = []
+    for recipient, verdict in verdicts.items():
+        reply = verdict.reply
+        events.append(
+            Event(
+                at=at,
+                kind=_kind(verdict),
+                id=delivery.envelope.id,
+                recipient=recipient,
+                domain=delivery.domain,
+                room=room,
+                attempt=0 if isinstance(verdict, Wait) else delivery.attempts + 1,
+                rule=route.key,
+                version=route.version,
+                target=target,
+                mta=reply.mta or "",
+                code=reply.code,
+                enhanced=reply.enhanced,
+                reply=reply.text,
+                ms=ms,
+                size=size,
+                until=verdict.at if isinstance(verdict, RetryAt | Wait) else None,
+            )
+        )
+    return events
+
+
+def _kind(verdict: Disposition) -> Kind:
+    match verdict:
+        case Done():
+            return "delivered"
+        case RetryAt():
+            return "deferred"
+        case Wait():
+            return "postponed"
+        case FallBack() | NextTarget():
+            return "fallback"
+        case Bounce():
+            return "bounced"
+        case Drop():
+            return "dropped"
+        case _:
+            assert_never(verdict)

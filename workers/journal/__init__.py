@@ -1,0 +1,1 @@
+"""The journal: what happened to mail, from `mail.events` into PostgreSQL."""

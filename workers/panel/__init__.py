@@ -1,0 +1,1 @@
+"""The panel: web pages and the admin API."""

@@ -67,7 +67,7 @@ class Publisher:
                 body, routing_key=queue, properties=properties, mandatory=True, timeout=self._timeout, wait=False
             )
         except BaseException as error:
-            if not _lost(error, channel):
+            if not lost(error, channel):
                 raise
             raise BrokerUnavailable(f"RabbitMQ did not take a message for {queue}: {error!r}") from error
 
@@ -83,7 +83,7 @@ class Publisher:
             # Not mandatory: a fleet whose routers are all down has no queue bound, and they read the rules on start.
             await channel.basic_publish(event, exchange=topology.RELOAD, timeout=self._timeout)
         except BaseException as error:
-            if not _lost(error, channel):
+            if not lost(error, channel):
                 raise
             raise BrokerUnavailable(f"RabbitMQ did not confirm the reload event: {error!r}") from error
 
@@ -110,7 +110,7 @@ class Publisher:
                 return False
             await channel.close()
         except BaseException as error:
-            if not _lost(error, ours):
+            if not lost(error, ours):
                 raise
             raise BrokerUnavailable(f"RabbitMQ did not say whether the queue {queue} is taken: {error!r}") from error
         return True
@@ -122,7 +122,7 @@ class Publisher:
         return channel
 
 
-def _lost(error: BaseException, channel: Channel) -> bool:
+def lost(error: BaseException, channel: Channel) -> bool:
     """Say whether the error means that the connection, or the confirm, was lost.
 
     When a connection ends, aiormq gives those who wait whatever ended it: its own errors, a bare Exception, or even a

@@ -17,6 +17,7 @@ from shared.broker.publisher import Publisher
 from shared.mail import codec, dsn
 from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, NextTarget, RetryAt, Wait
 from shared.mail.envelope import Delivery
+from shared.mail.event import Emit, reported, to_nobody
 from shared.mail.retry import Schedule
 from shared.runtime.chance import new_id
 from shared.runtime.clock import Clock, now
@@ -44,7 +45,14 @@ class Settler:
     """Carries out dispositions."""
 
     def __init__(
-        self, publisher: Publisher, waiting: WaitingRoom, *, hostname: str, schedule: Schedule, clock: Clock = now
+        self,
+        publisher: Publisher,
+        waiting: WaitingRoom,
+        *,
+        hostname: str,
+        schedule: Schedule,
+        clock: Clock = now,
+        emit: Emit = to_nobody,
     ) -> None:
         """Use a publisher and a waiting room; reports are signed with the hostname."""
         self._publisher = publisher
@@ -52,6 +60,7 @@ class Settler:
         self._hostname = hostname
         self._schedule = schedule
         self._now = clock
+        self._emit = emit
 
     async def settle(self, delivery: Delivery, message: bytes, verdicts: Mapping[str, Disposition]) -> list[str]:
         """Do what was decided for each recipient, and tell the sender, in one report for each kind of news.
@@ -219,6 +228,7 @@ class Settler:
             headers={"mail_from": "", "rcpt_to": [envelope.mail_from], "smtputf8": report.smtputf8},
         )
         log.info("reported", id=delivery.id, action=action, recipients=len(verdicts), report=report.id)
+        self._emit(reported(delivery, list(verdicts), action=action, report=report.id, at=report.now))
 
 
 def _to_report(verdicts: Mapping[str, Disposition], action: dsn.Action) -> dict[str, Disposition]:

@@ -10,6 +10,7 @@ from typing import Final
 
 import aio_pika
 from aio_pika.abc import AbstractChannel
+from aiormq import Channel
 from pamqp.common import FieldValue
 
 OUTBOUND: Final = "mail.outbound"  # CONTRACT: RFC 5322 bytes, envelope in the headers
@@ -18,6 +19,9 @@ HTTPS: Final = "deliver.https"  # deliveries for the https workers
 SMTP: Final = "deliver.smtp"  # deliveries for the smtp workers
 LIMBO: Final = "mail.limbo"  # deliveries that could not be stored; back to mail.reroute after LIMBO_WAIT
 UNDECODABLE: Final = "mail.undecodable"  # what could not be read, whole, with header `reason`
+
+EVENTS: Final = "mail.events"  # topic exchange; batches of events, the routing key is the room that emitted them
+JOURNAL: Final = "journal.events"  # what the journal has not recorded yet; the oldest make room when it is full
 
 RELOAD: Final = "dns_overrides.reload"  # CONTRACT: fanout; {"version": N} or anything else for "release and reload"
 
@@ -57,6 +61,13 @@ QUEUES: Final[Mapping[str, Mapping[str, str | int]]] = {
     UNDECODABLE: _QUORUM,
 }
 
+# Not among QUEUES, which hold mail: nothing of mail may wait for these, or fail with them.
+JOURNAL_ARGUMENTS: Final[Mapping[str, str | int]] = {
+    **_QUORUM,
+    "x-max-length-bytes": 256 * 1024**2,  # some hours of a busy fleet
+    "x-overflow": "drop-head",
+}
+
 
 def reload_queue(router: str) -> str:
     """Return the name of a router's own queue for reload events.
@@ -77,3 +88,14 @@ async def declare(channel: AbstractChannel) -> None:
     for name, arguments in QUEUES.items():
         await channel.declare_queue(name, durable=True, arguments=dict(arguments))
     await channel.declare_exchange(RELOAD, aio_pika.ExchangeType.FANOUT, durable=True)
+
+
+async def declare_events(channel: Channel) -> None:
+    """Declare the exchange of events and the journal's queue on a channel that is for nothing else.
+
+    Raises:
+        aiormq.exceptions.ChannelPreconditionFailed: One exists with other arguments; the channel is closed.
+    """
+    await channel.exchange_declare(EVENTS, exchange_type="topic", durable=True)
+    await channel.queue_declare(JOURNAL, durable=True, arguments=dict(JOURNAL_ARGUMENTS))
+    await channel.queue_bind(JOURNAL, EVENTS, routing_key="#")

@@ -15,9 +15,10 @@ from shared.broker.dramatiq_broker import Job
 from shared.broker.settle import Settler
 from shared.delivery.large import Large, NoRoomError
 from shared.delivery.uses import BodyGoneError, end, still_due
-from shared.mail import codec, trace
+from shared.mail import codec, event, trace
 from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, NextTarget, RetryAt, Wait, decide
 from shared.mail.envelope import Delivery
+from shared.mail.event import Emit, to_nobody
 from shared.mail.outcome import Busy, Deferred, Outcome
 from shared.mail.reply import Reply
 from shared.mail.retry import Schedule
@@ -70,6 +71,7 @@ class Actor:
         clock: Clock = now,
         dice: Dice = spread,
         large: Large | None = None,
+        emit: Emit = to_nobody,
     ) -> None:
         """Deliver by a transport; `hostname` signs the Received field, `large` bounds the stored bodies in hand."""
         self._by = by
@@ -85,6 +87,7 @@ class Actor:
         self._counts = {kind: _OUTCOMES.labels(by, kind.__name__.lower()) for kind in get_args(Outcome)}
         self._now = clock
         self._dice = dice
+        self._emit = emit
 
     async def __call__(self, job: Job) -> None:
         """Take one job all the way; when this returns, the job may be acked.
@@ -103,8 +106,8 @@ class Actor:
             await self._stored(job, delivery, delivery.envelope.body_ref)
 
     async def _through(self, job: Job, delivery: Delivery, message: bytes) -> None:
-        outcomes = await self._attempt(delivery, message)
-        await self._settle(job, delivery, message, self._decide(delivery, outcomes))
+        outcomes, ms = await self._attempt(delivery, message)
+        await self._settle(job, delivery, message, self._decide(delivery, outcomes), ms=ms, size=len(message))
 
     async def _stored(self, job: Job, delivery: Delivery, reference: str) -> None:
         """Take a delivery whose message did not travel along."""
@@ -165,6 +168,7 @@ class Actor:
         except BodyGoneError as gone:
             data = codec.encode(delivery.only(gone.recipients), b"")
             await self._settler.set_aside(data, str(gone), {}, delivery.id)
+            self._emit(event.set_aside(delivery, gone.recipients, room=self._by, reason=str(gone), at=self._now()))
             return None
         return delivery.only(left) if left else None
 
@@ -186,7 +190,8 @@ class Actor:
                 log.warning("a report cannot give back the message", id=delivery.id, body=reference, error=str(error))
         await self._settle(job, delivery, start, verdicts)
 
-    async def _attempt(self, delivery: Delivery, message: bytes) -> Mapping[str, Outcome]:
+    async def _attempt(self, delivery: Delivery, message: bytes) -> tuple[Mapping[str, Outcome], int]:
+        """Try once; return what became of each recipient, and the milliseconds that it took."""
         began = time.monotonic()
         try:
             stamped = trace.received(delivery, self._hostname) + message
@@ -204,7 +209,7 @@ class Actor:
         self._seconds.observe(seconds)
         for recipient, outcome in outcomes.items():
             self._tell(delivery, recipient, outcome, seconds)
-        return outcomes
+        return outcomes, round(seconds * 1000)
 
     def _decide(self, delivery: Delivery, outcomes: Mapping[str, Outcome]) -> dict[str, Disposition]:
         # One time and one throw for all: recipients with the same outcome stay one delivery, not one for each.
@@ -214,7 +219,16 @@ class Actor:
             for recipient, outcome in outcomes.items()
         }
 
-    async def _settle(self, job: Job, delivery: Delivery, message: bytes, verdicts: Mapping[str, Disposition]) -> None:
+    async def _settle(
+        self,
+        job: Job,
+        delivery: Delivery,
+        message: bytes,
+        verdicts: Mapping[str, Disposition],
+        *,
+        ms: int = 0,
+        size: int = 0,
+    ) -> None:
         """Settle, and keep trying while the job is still ours: delivering it anew would deliver it twice.
 
         Verdict by verdict, so that what was done is not done again when the next one cannot be: each try would store
@@ -227,13 +241,16 @@ class Actor:
             verdict = next(iter(left.values()))
             alike = {recipient: each for recipient, each in left.items() if _alike(each, verdict)}
             try:
-                settled |= await self._settle_alike(delivery, message, alike)
+                done = await self._settle_alike(delivery, message, alike)
             except BrokerUnavailable as error:
                 if job.stale():
                     raise
                 log.warning("cannot settle now, keeps trying", id=delivery.id, error=str(error))
                 await asyncio.sleep(_PAUSE)
             else:
+                settled |= done
+                told = {each: verdicts[each] for each in done}
+                self._emit(event.settled(delivery, told, at=self._now(), room=self._by, ms=ms, size=size))
                 left = {recipient: each for recipient, each in left.items() if recipient not in alike}
         await self._settler.tell(delivery, message, {each: verdicts[each] for each in settled})
 
@@ -252,7 +269,9 @@ class Actor:
         except Exception as error:
             log.exception("settling broke", id=delivery.id, domain=delivery.domain)
             data = codec.encode(delivery.only(tuple(alike)), message)
-            await self._settler.set_aside(data, f"it could not be settled: {error!r}"[:500], {}, delivery.id)
+            reason = f"it could not be settled: {error!r}"[:500]
+            await self._settler.set_aside(data, reason, {}, delivery.id)
+            self._emit(event.set_aside(delivery, list(alike), room=self._by, reason=reason, at=self._now()))
             return {}
         await end(self._bodies, delivery.envelope, ended)
         return alike

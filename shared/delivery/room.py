@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 from shared.broker import topology
 from shared.broker.dramatiq_broker import DeliveryWorker
+from shared.broker.events import Events
 from shared.broker.link import Link
 from shared.broker.publisher import Publisher
 from shared.broker.settle import Settler
@@ -35,7 +36,10 @@ def run(by: Transport, open_transport: Open) -> None:
             open_transport(settings, pool, memory) as transport,
         ):
             publisher = Publisher(link)
-            settler = Settler(publisher, Deferred(pool), hostname=settings.hostname, schedule=settings.schedule)
+            events = Events(link, room=by)
+            settler = Settler(
+                publisher, Deferred(pool), hostname=settings.hostname, schedule=settings.schedule, emit=events
+            )
             actor = Actor(
                 by,
                 transport,
@@ -44,12 +48,13 @@ def run(by: Transport, open_transport: Open) -> None:
                 hostname=settings.hostname,
                 schedule=settings.schedule,
                 log_addresses=settings.log_addresses,
+                emit=events,
             )
             worker = DeliveryWorker(
                 url=settings.amqp_url, queue=_QUEUES[by], concurrency=settings.concurrency, deliver=actor
             )
             if await main.done_before(stop, link.wait_up()):
-                await _consume(worker, state, stop)
+                await _consume(worker, events, state, stop)
 
     main.run(by, work)
 
@@ -75,12 +80,13 @@ async def _memory(pool: Pool) -> AsyncIterator[Memory]:
         yield memory
 
 
-async def _consume(worker: DeliveryWorker, state: Health, stop: asyncio.Event) -> None:
+async def _consume(worker: DeliveryWorker, events: Events, state: Health, stop: asyncio.Event) -> None:
     """Consume until told to stop, then finish what runs and give back what only waited."""
     worker.start()
-    async with main.background(main.pulse(state), _watch(worker, state)):
+    async with main.background(main.pulse(state), _watch(worker, state), events.run()):
         await stop.wait()
         await worker.stop(GRACE)
+    await events.close()
 
 
 async def _watch(worker: DeliveryWorker, state: Health) -> None:

@@ -3,7 +3,7 @@
 Rooms emit events as they settle mail, and the journal keeps them. Mail never waits for an event.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Literal, assert_never
 
@@ -95,6 +95,14 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[Event, ...]
 
 
+Emit = Callable[[Sequence[Event]], None]  # takes events on; never waits and never raises
+
+
+def to_nobody(events: Sequence[Event]) -> None:
+    """Emit to nobody."""
+    del events
+
+
 class BatchError(ValueError):
     """The bytes are no batch."""
 
@@ -179,6 +187,36 @@ def settled(
             )
         )
     return events
+
+
+def reported(delivery: Delivery, recipients: Sequence[str], *, action: str, report: str, at: datetime) -> list[Event]:
+    """Return what is told of recipients of whom the sender was told; `reply` says that they failed, are late, ..."""
+    return [
+        _about(delivery, each, "reported", at=at, room="router", reply=action, report=report) for each in recipients
+    ]
+
+
+def set_aside(delivery: Delivery, recipients: Sequence[str], *, room: str, reason: str, at: datetime) -> list[Event]:
+    """Return what is told of recipients whose mail was set aside for people to see."""
+    return [_about(delivery, each, "failed", at=at, room=room, reply=reason) for each in recipients]
+
+
+def _about(
+    delivery: Delivery, recipient: str, kind: Kind, *, at: datetime, room: str, reply: str, report: str = ""
+) -> Event:
+    route = delivery.route
+    return Event(
+        at=at,
+        kind=kind,
+        id=delivery.envelope.id,
+        recipient=recipient,
+        domain=delivery.domain,
+        room=room,
+        rule=route.key,
+        version=route.version,
+        reply=reply,
+        report=report,
+    )
 
 
 def _kind(verdict: Disposition) -> Kind:

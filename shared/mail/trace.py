@@ -8,6 +8,9 @@ from functools import lru_cache
 from shared.mail.envelope import Delivery
 
 _RECEIVED = re.compile(rb"^received[ \t]*:", re.IGNORECASE | re.MULTILINE)
+_MESSAGE_ID = re.compile(
+    rb"^message-id:[ \t]*(?:\r?\n[ \t]+)?<([^<>\x00-\x20\x7f]{1,900})>", re.IGNORECASE | re.MULTILINE
+)
 _END_OF_HEADER = re.compile(rb"\r?\n\r?\n")
 
 
@@ -34,6 +37,12 @@ def header_of(message: bytes) -> bytes:
 def hops(message: bytes) -> int:
     """Return how many hosts the message has been through: its Received fields (RFC 5321 6.3)."""
     return len(_RECEIVED.findall(header_of(message)))
+
+
+def message_id(message: bytes) -> str:
+    """Return the Message-ID of a message (RFC 5322 3.6.4) without its brackets; "" when it has none that is usable."""
+    found = _MESSAGE_ID.search(header_of(message))
+    return found[1].decode("utf-8", "replace") if found else ""
 
 
 @lru_cache(maxsize=1_024)

@@ -23,6 +23,7 @@ from shared.mail.rule import make_rule
 from shared.runtime.errors import BrokerUnavailable
 from shared.store.overrides import Overrides
 from shared.store.pool import Pool
+from tests.integration.conftest import TABLES
 from tests.peers.inbox import Inbox
 
 SENDER = "a@from.example"
@@ -162,9 +163,7 @@ async def world(rabbitmq: RabbitMQ, postgres: PostgreSQL, tmp_path: Path) -> Wor
     """Empty queues and empty tables."""
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute("DELETE FROM dns_overrides")
-        connection.execute(
-            "TRUNCATE dns_override_changes, deferred, bodies, body_uses, next_hops, mta_sts_policies, routers"
-        )
+        connection.execute(f"TRUNCATE {TABLES}")
     async with await aio_pika.connect(rabbitmq.url) as connection:
         channel = await connection.channel()
         await topology.declare(channel)

@@ -5,12 +5,13 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Self
+from typing import Self, cast
 
 import aio_pika
 import psycopg
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aiormq import Channel
 
 from deploy.local.services import PostgreSQL, RabbitMQ
 from shared.broker import topology
@@ -23,6 +24,11 @@ from shared.runtime.settings import Settings
 from shared.store.pool import Pool
 
 MESSAGE = b"From: a@from.example\r\nTo: b@a.example\r\nSubject: hello\r\n\r\nHello.\r\n"
+# All but the rules, whose rows are versioned and cannot be truncated.
+TABLES = (
+    "dns_override_changes, deferred, bodies, body_uses, next_hops, mta_sts_policies, routers, events, event_batches, "
+    "traffic, dead_letters, sessions, tokens, login_failures, audit"
+)
 NOON = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
 
 
@@ -59,8 +65,10 @@ class Queues:
     async def empty(self) -> None:
         """Declare every queue and remove what is left of an earlier test."""
         await topology.declare(self.channel)
+        await topology.declare_events(cast("Channel", await self.channel.get_underlay_channel()))
         for name in topology.QUEUES:
             await (await self.channel.get_queue(name, ensure=False)).purge()
+        await (await self.channel.get_queue(topology.JOURNAL, ensure=False)).purge()
 
     async def depth(self, name: str) -> int:
         """Return how many messages are ready in a queue."""
@@ -172,9 +180,7 @@ def database(postgres: PostgreSQL) -> str:
     """The URL of a database with empty tables, at version 0 of the rules."""
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute("DELETE FROM dns_overrides")
-        connection.execute(
-            "TRUNCATE dns_override_changes, deferred, bodies, body_uses, next_hops, mta_sts_policies, routers"
-        )
+        connection.execute(f"TRUNCATE {TABLES}")
         connection.execute("UPDATE rulebook SET version = 0, released = 0")
     return postgres.url
 

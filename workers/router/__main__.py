@@ -14,6 +14,7 @@ from aiormq.exceptions import ChannelLockedResource
 
 from shared.broker import topology
 from shared.broker.consumer import Consumer
+from shared.broker.events import Events
 from shared.broker.link import Link, close_quietly
 from shared.broker.publisher import Publisher
 from shared.broker.settle import Settler
@@ -65,7 +66,8 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
     stop_serving = health.serve(state, host=settings.metrics_host, port=settings.metrics_port)
     link = Link(settings.amqp_url, name=f"router {name}", health=state, on_up=on_up, heartbeat=_HEARTBEAT)
     publisher = Publisher(link)
-    settler = Settler(publisher, Deferred(pool), hostname=settings.hostname, schedule=settings.schedule)
+    events = Events(link, room="router")
+    settler = Settler(publisher, Deferred(pool), hostname=settings.hostname, schedule=settings.schedule, emit=events)
     handler = Handler(
         rules,
         publisher,
@@ -74,6 +76,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
         inline_limit=settings.inline_body_limit,
         max_size=settings.max_message_size,
         schedule=settings.schedule,
+        emit=events,
     )
     consumers += [
         Consumer(topology.OUTBOUND, handler.outbound, prefetch=settings.prefetch),
@@ -82,7 +85,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.on_signal)
     try:
         async with main.background(main.pulse(state)):
-            await _serve(link, reloader, consumers, deaf, stop)
+            await _serve(link, reloader, consumers, stop, events=events, deaf=deaf)
     finally:
         stop_serving()
         await pool.close()
@@ -117,15 +120,23 @@ async def _event_queue(
 
 
 async def _serve(
-    link: Link, reloader: Reloader, consumers: list[Consumer], deaf: Callable[[], bool], stop: asyncio.Event
+    link: Link,
+    reloader: Reloader,
+    consumers: list[Consumer],
+    stop: asyncio.Event,
+    *,
+    events: Events,
+    deaf: Callable[[], bool],
 ) -> None:
     """Load the rules, and only then connect and consume; at the end drain, and only then sign out."""
     if not await main.done_before(stop, reloader.start()):
         return
-    async with main.background(reloader.beat(), reloader.keep(), _watch(link, deaf)), link:
-        await stop.wait()
-        for consumer in consumers:
-            await consumer.drain()
+    async with link:
+        async with main.background(reloader.beat(), reloader.keep(), _watch(link, deaf), events.run()):
+            await stop.wait()
+            for consumer in consumers:
+                await consumer.drain()
+        await events.close()
     await reloader.leave()
 
 

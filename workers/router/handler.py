@@ -15,9 +15,10 @@ from shared.broker.publisher import Publisher
 from shared.broker.settle import Settler
 from shared.delivery.large import TRAVELS
 from shared.delivery.uses import BodyGoneError, end, still_due, without
-from shared.mail import codec
-from shared.mail.disposition import decide, give_up
+from shared.mail import codec, trace
+from shared.mail.disposition import Disposition, decide, give_up
 from shared.mail.envelope import Delivery, Envelope
+from shared.mail.event import Emit, routed, settled, to_nobody
 from shared.mail.outcome import Busy
 from shared.mail.reply import Reply
 from shared.mail.retry import Schedule
@@ -45,13 +46,19 @@ class _Taken:
         done: The recipients whose deliveries were confirmed.
         stored: Who needs the body that was stored for it; it may be that it was not.
         offered: A delivery of it may be in a queue: it was published, confirmed or not.
+        again: It has been routed before.
+        size: Of the message, in bytes; 0 when that is not known here.
+        header_id: Its Message-ID field.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, again: bool = False) -> None:
         self.own_id = new_id()
+        self.again = again
         self.done: set[str] = set()
         self.stored: Envelope | None = None
         self.offered = False
+        self.size = 0
+        self.header_id = ""
 
 
 class Handler:
@@ -67,6 +74,7 @@ class Handler:
         inline_limit: int,
         max_size: int,
         schedule: Schedule,
+        emit: Emit = to_nobody,
     ) -> None:
         """Route by `rules`; bodies over `inline_limit` bytes are stored once, those over `max_size` go back.
 
@@ -79,6 +87,7 @@ class Handler:
         self._inline_limit = min(inline_limit, TRAVELS)
         self._max_size = max_size
         self._schedule = schedule
+        self._emit = emit
         self._ending: set[asyncio.Task[None]] = set()
 
     async def outbound(self, message: Incoming) -> None:
@@ -97,7 +106,7 @@ class Handler:
 
     async def reroute(self, message: Incoming) -> None:
         """Take a delivery that is due again; the rules of this moment apply."""
-        await self._settled(message, partial(self._route_again, taken=_Taken()))
+        await self._settled(message, partial(self._route_again, taken=_Taken(again=True)))
         _REROUTE.inc()
 
     async def _route_new(self, message: Incoming, *, taken: _Taken) -> None:
@@ -122,13 +131,16 @@ class Handler:
             now=now(),
         )
         if envelope.body_ref is not None:
-            return await self._referred(envelope, envelope.body_ref)
+            return await self._referred(envelope, envelope.body_ref, taken)
+        taken.size, taken.header_id = len(message.body), trace.message_id(message.body)
         reply = refusal(message.body, len(message.body), max_size=self._max_size)
         if reply is None:
             envelope = await self._with_body_stored(envelope, message.body, taken)
         return envelope, message.body, reply
 
-    async def _referred(self, envelope: Envelope, reference: str) -> tuple[Envelope, bytes, Reply | None]:
+    async def _referred(
+        self, envelope: Envelope, reference: str, taken: _Taken
+    ) -> tuple[Envelope, bytes, Reply | None]:
         """Note who needs a body that somebody stored before; return as much of it as a report takes, if one is due.
 
         While the store is away nothing is noted or looked at: the worker waits for the body, and small mail must not
@@ -137,7 +149,10 @@ class Handler:
         try:
             head = await self._bodies.use(reference, envelope.id, envelope.rcpt_to)
             left = still_due(envelope, head)
-            reply = None if head is None else refusal(head.start, head.size, max_size=self._max_size)
+            reply = None
+            if head is not None:
+                taken.size, taken.header_id = head.size, trace.message_id(head.start)
+                reply = refusal(head.start, head.size, max_size=self._max_size)
             return left, b"" if reply is None else await self._bodies.reported(reference), reply
         except StoreUnavailable as error:
             log.debug("store away, a stored body is not looked at", id=envelope.id, body=reference, error=str(error))
@@ -174,9 +189,10 @@ class Handler:
         """
         taken.offered = True
         if len(deliveries) == 1:
-            await self._publish_one(deliveries[0], body)
+            await self._publish_one(deliveries[0], body, taken)
             return
-        results = await asyncio.gather(*(self._publish_one(each, body) for each in deliveries), return_exceptions=True)
+        publishing = (self._publish_one(each, body, taken) for each in deliveries)
+        results = await asyncio.gather(*publishing, return_exceptions=True)
         for each, result in zip(deliveries, results, strict=True):
             if result is None:
                 taken.done.update(each.envelope.rcpt_to)
@@ -184,14 +200,19 @@ class Handler:
             if result is not None:
                 raise result
 
-    async def _publish_one(self, delivery: Delivery, body: bytes) -> None:
+    async def _publish_one(self, delivery: Delivery, body: bytes, taken: _Taken) -> None:
+        # Noted before it is published, told when it is confirmed: a worker may be done with it before we know.
+        at = now()
+        await self._publish_or_park(delivery, body)
+        self._emit(routed(delivery, at=at, again=taken.again, size=taken.size, header_id=taken.header_id))
+
+    async def _publish_or_park(self, delivery: Delivery, body: bytes) -> None:
         if (fault := delivery.route.fault()) is not None:
             log.error("mail waits for a rule to be mended", id=delivery.id, domain=delivery.domain, fault=fault)
             waiting = delivery.but(route=Route(version=delivery.route.version))
             busy = Busy(Reply(code=451, enhanced="4.3.5", text=fault), _MENDING)
             verdict = decide(waiting, busy, by="smtp", schedule=self._schedule, now=now(), spread=0)
-            ended = await self._settler.settle(waiting, body, dict.fromkeys(waiting.envelope.rcpt_to, verdict))
-            await end(self._bodies, waiting.envelope, ended)
+            await self._settle(waiting, body, verdict)
             return
         queue = topology.HTTPS if delivery.by_https else topology.SMTP
         await self._publisher.delivery(queue, delivery, body)
@@ -200,9 +221,16 @@ class Handler:
         log.warning("refused", id=envelope.id, code=reply.code, enhanced=reply.enhanced, reply=reply.text)
         verdict = give_up(envelope, reply, expired=False)
         for each in plan(envelope, self._rules.book):
-            ended = await self._settler.settle(each, body, dict.fromkeys(each.envelope.rcpt_to, verdict))
+            self._emit(routed(each, at=now(), again=False, size=taken.size, header_id=taken.header_id))
+            await self._settle(each, body, verdict)
             taken.done.update(each.envelope.rcpt_to)
-            await end(self._bodies, envelope, ended)
+
+    async def _settle(self, delivery: Delivery, body: bytes, verdict: Disposition) -> None:
+        """Settle what goes to no worker, for all its recipients."""
+        verdicts = dict.fromkeys(delivery.envelope.rcpt_to, verdict)
+        ended = await self._settler.settle(delivery, body, verdicts)
+        self._emit(settled(delivery, verdicts, at=now(), room="router", ms=0, size=len(body)))
+        await end(self._bodies, delivery.envelope, ended)
 
     async def _settled(self, message: Incoming, route: Callable[[Incoming], Awaitable[None]]) -> None:
         """Ack once everything is confirmed. What cannot be read is set aside.

@@ -27,7 +27,7 @@ check: venv  ## The fast gate: format, lint, types, import contracts, unit tests
 	@$(PY) -m pytest -q tests/unit tests/architecture
 
 test: check peers  ## Everything: the gate, then real RabbitMQ, PostgreSQL and peers
-	@$(PY) -m pytest -q tests/integration tests/e2e
+	@sh deploy/local/tests.sh
 
 up: services  ## Run the one-machine fleet until interrupted
 	@$(PY) -m deploy.local.fleet up

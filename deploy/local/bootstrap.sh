@@ -165,6 +165,9 @@ services() {
 
 have_postfix() { any_program /usr/sbin/postfix /usr/local/sbin/postfix || command -v postfix >/dev/null 2>&1; }
 
+# The pages are tried in it.
+have_chromium() { any_program /usr/bin/chromium /usr/bin/chromium-browser /usr/bin/google-chrome; }
+
 # Messages to try signatures on: those of Python's own tests, which Debian packs apart from its Python.
 have_corpus() { .venv/bin/python -c 'import test.test_email' 2>/dev/null; }
 
@@ -178,6 +181,7 @@ corpus_package() {
 peers() {
     missing=
     have_postfix || missing=postfix
+    have_chromium || missing="$missing chromium"
     have_corpus || missing="$missing $(corpus_package 2>/dev/null || true)"
     for package in $missing; do
         # A version that is in no archive any more is not asked for on every run.

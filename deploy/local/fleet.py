@@ -24,7 +24,8 @@ class Fleet:
     """Rooms that are kept running against a broker and a database that are there already.
 
     Use it as an async context manager: it migrates the database, starts the rooms, and stops them at the end. The rooms
-    get our own `PUSHPUSH_*` variables, then `env`, then the addresses, and each its own free `PUSHPUSH_METRICS_PORT`.
+    get our own `PUSHPUSH_*` variables, then `env`, then the addresses, and each its own free `PUSHPUSH_METRICS_PORT`;
+    the first panel listens where `PUSHPUSH_PANEL_PORT` says, if it does, and every other on a free port.
 
     Attributes:
         env: the environment that all rooms have in common, fit for the command line too.
@@ -125,6 +126,14 @@ class Fleet:
         """
         return int(self._find(name).env["PUSHPUSH_METRICS_PORT"])
 
+    def panel_port(self, name: str = "panel-1") -> int:
+        """Return the port of 127.0.0.1 on which a panel listens.
+
+        Raises:
+            ServiceError: no such room.
+        """
+        return int(self._find(name).env["PUSHPUSH_PANEL_PORT"])
+
     async def wait_ready(self, *, seconds: float = 60.0) -> None:
         """Return when every room answers 200 on /readyz.
 
@@ -147,6 +156,8 @@ class Fleet:
     def _room(self, name: str) -> Room:
         module = self._modules[name.rpartition("-")[0]]
         env = self.env | {"PUSHPUSH_METRICS_PORT": str(free_port())}
+        if name.startswith("panel-") and (name != "panel-1" or "PUSHPUSH_PANEL_PORT" not in env):
+            env["PUSHPUSH_PANEL_PORT"] = str(free_port())
         command = [sys.executable, "-m", module]
         return Room(name, command, env=env, folder=ROOT, sink=self._sink(name), say=self._say)
 

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import os
 import re
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,13 +13,22 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from deploy.local.fleet import Fleet
-from deploy.local.process import ServiceError, locked
+from deploy.local.process import ServiceError, free_port, is_free, locked
 from deploy.local.services import OpenServices, open_services
 from deploy.local.supervisor import Sink, prefixed
 
 _COLOURS = (36, 33, 32, 35, 34, 31)
 _MOST = 64  # processes of one room
-_ROOMS = {"routers": ("router", 2), "https": ("https", 1), "smtp": ("smtp", 1), "schedulers": ("scheduler", 1)}
+_OPENS_PANEL = "admin-token"  # the name of a file
+_ROOMS = {
+    "routers": ("router", 2),
+    "https": ("https", 1),
+    "smtp": ("smtp", 1),
+    "schedulers": ("scheduler", 1),
+    "journals": ("journal", 1),
+    "panels": ("panel", 1),
+}
+_PANEL_PORT = 8080  # or any free one
 
 
 def main(
@@ -53,6 +63,7 @@ async def _up(folder: Path, counts: Mapping[str, int], modules: Mapping[str, str
         _say("Starting RabbitMQ and PostgreSQL ...")
         services = await _open(folder, ends)
         env = {"PUSHPUSH_LOG_FORMAT": "text"} if sys.stdout.isatty() and "PUSHPUSH_LOG_FORMAT" not in os.environ else {}
+        env |= _panel(folder)
         fleet = Fleet(
             folder,
             amqp_url=services.amqp_url,
@@ -67,7 +78,7 @@ async def _up(folder: Path, counts: Mapping[str, int], modules: Mapping[str, str
         fleet.hurry = hurry
         ends.enter_context(_addresses(folder, services))
         async with fleet:
-            print(_summary(folder, services, counts), flush=True)
+            print(_summary(folder, services, counts, fleet.env), flush=True)
             await interrupted.wait()
             _say("Stopping the rooms (Ctrl-C again to hurry) ...")
         _say("Stopping RabbitMQ and PostgreSQL ...")
@@ -114,6 +125,19 @@ def _addresses(folder: Path, services: OpenServices) -> Iterator[None]:
         file.unlink(missing_ok=True)
 
 
+def _panel(folder: Path) -> dict[str, str]:
+    """Return where the panel is to listen, and the token that opens it: one of this folder's own, made once."""
+    port = os.environ.get("PUSHPUSH_PANEL_PORT") or str(_PANEL_PORT if is_free(_PANEL_PORT) else free_port())
+    env = {"PUSHPUSH_PANEL_PORT": port}
+    if os.environ.get("PUSHPUSH_ADMIN_TOKEN") or os.environ.get("PUSHPUSH_ADMIN_TOKEN_FILE"):
+        return env
+    file = folder / _OPENS_PANEL
+    if not file.exists():
+        file.touch(mode=0o600)
+        file.write_text(f"{secrets.token_urlsafe(24)}\n")
+    return env | {"PUSHPUSH_ADMIN_TOKEN_FILE": str(file)}
+
+
 def _sinks(counts: Mapping[str, int]) -> Callable[[str], Sink]:
     """Return a maker of sinks that write to our output, one colour for each room on a terminal."""
     rooms = list(counts)
@@ -127,12 +151,17 @@ def _sinks(counts: Mapping[str, int]) -> Callable[[str], Sink]:
     return make
 
 
-def _summary(folder: Path, services: OpenServices, counts: Mapping[str, int]) -> str:
+def _summary(folder: Path, services: OpenServices, counts: Mapping[str, int], env: Mapping[str, str]) -> str:
     rooms = ", ".join(f"{count} x {room}" for room, count in counts.items() if count)
     broker = services.rabbitmq.log.parent / "log" / "node.log" if services.rabbitmq else "elsewhere"
     database = services.postgresql.log if services.postgresql else "elsewhere"
+    panel = ""
+    if counts["panel"]:
+        token = env.get("PUSHPUSH_ADMIN_TOKEN_FILE")
+        where = f"log in with the token in {token}" if token else "log in with your PUSHPUSH_ADMIN_TOKEN"
+        panel = f"\n  Panel       http://127.0.0.1:{env['PUSHPUSH_PANEL_PORT']}/  ({where})"
     return f"""
-The fleet runs: {rooms}.
+The fleet runs: {rooms}.{panel}
   RabbitMQ    {_without_password(services.amqp_url)}  (log: {broker})
   PostgreSQL  {_without_password(services.database_url)}  (log: {database})
   Addresses   {folder / "pushpush.env"}, read by the command line

@@ -349,7 +349,7 @@ def test_up_and_down(folder: Path, stand_ins: Path) -> None:
     """`up` says where things are, refuses a second fleet in the folder, and ends everything in order on SIGINT."""
     (stand_ins / "run_up.py").write_text(
         "import sys\nfrom deploy.local.up import main\n"
-        "rooms = dict.fromkeys(['router', 'https', 'smtp', 'scheduler'], 'obedient_room')\n"
+        "rooms = dict.fromkeys(['router', 'https', 'smtp', 'scheduler', 'journal', 'panel'], 'obedient_room')\n"
         "sys.exit(main(modules=rooms, migrated=True))\n"
     )
     run = folder / "run"
@@ -358,9 +358,11 @@ def test_up_and_down(folder: Path, stand_ins: Path) -> None:
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as fleet:
         assert fleet.stdout is not None
         said: list[str] = []
-        while sum("hello from" in line for line in said) < 4:
+        while sum("hello from" in line for line in said) < 6:
             said.append(fleet.stdout.readline())
         addresses = (run / "pushpush.env").read_text()
+        token = run / "admin-token"
+        assert (token.stat().st_mode & 0o777, len(token.read_text().strip())) == (0o600, 32)
         children = tree(fleet.pid)[1:]
         second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         fleet.send_signal(signal.SIGINT)
@@ -373,6 +375,8 @@ def test_up_and_down(folder: Path, stand_ins: Path) -> None:
     assert alive(children) == []
     assert "router-2    | hello from mail.pushpush.example\n" in said
     assert said[-1] == "fleet: Stopped.\n"
+    assert any(f"(log in with the token in {token})" in line for line in said)
+    assert token.read_text().strip() not in "".join(said)
 
 
 def running(fleet: Fleet, name: str) -> int | None:

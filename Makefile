@@ -5,10 +5,10 @@ PY := .venv/bin/python
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: help venv services peers check test up demo bench format lock clean
+.PHONY: help venv services peers check test up demo bench screenshots format lock clean
 
 help:  ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv:  ## Make the virtual environment with the pinned dependencies
 	@sh deploy/local/bootstrap.sh venv
@@ -37,6 +37,9 @@ demo: services  ## Show the main job on real messages and real peers; checks wha
 
 bench: services  ## Measure speed, CPU and memory
 	@$(PY) -m bench
+
+screenshots: services  ## Take the pictures of the panel in docs/images (needs Chromium)
+	@$(PY) -m deploy.local.screenshots
 
 format: venv  ## Put the code in form
 	@$(BIN)/ruff format .

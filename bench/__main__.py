@@ -14,13 +14,22 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench import delivery, rules
+from bench import delivery, journal, rules
 from bench.events import events_cost
 from bench.measure import Figure, opened
 from bench.scenes import bare_library, end_to_end, idle_rooms, router_alone
 
 FOLDER = Path(".run/bench")
-SCENES = (idle_rooms, bare_library, router_alone, end_to_end, *delivery.SCENES, events_cost, *rules.SCENES)
+SCENES = (
+    idle_rooms,
+    bare_library,
+    router_alone,
+    end_to_end,
+    *delivery.SCENES,
+    events_cost,
+    *rules.SCENES,
+    *journal.SCENES,
+)
 
 
 async def measure(console: Console) -> list[Figure]:

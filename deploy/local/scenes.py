@@ -152,6 +152,27 @@ async def unreadable(stage: Stage, tell: Tell) -> str:
     return f"Its {len(body)} bytes stand untouched in mail.undecodable, with the reason: rcpt_to is missing."
 
 
+async def traced(stage: Stage, tell: Tell) -> str:
+    """(g) What became of a message is on record: the one of the outage, from its arrival to its delivery."""
+    tell("asking for the trace of friend@down.example")
+    events: list[dict[str, Any]] = []
+    for _ in range(100):
+        events = (await stage.pushpush("trace", "friend@down.example"))["events"]
+        if events and events[-1]["kind"] == "delivered":
+            break
+        await asyncio.sleep(0.1)
+    _same("the life of the message", [each["kind"] for each in events][:2], ["routed", "deferred"])
+    _same("its end", [each["kind"] for each in events][-1:], ["delivered"])
+    ruled = [each for each in events if each.get("rule") == "down.example"]
+    _same("the rule under which it was delivered", ruled[-1:], events[-1:])
+    last = events[-1]
+    return (
+        f"Its trace: {', '.join(each['kind'] for each in events)}. It was routed without a rule, deferred, and then "
+        f"delivered under rule {last['rule']} of version {last['version']}: {last['mta']} said {last['code']} in "
+        f"{last.get('ms', 0)} ms."
+    )
+
+
 SCENES: tuple[tuple[str, str, Callable[[Stage, Tell], Awaitable[str]]], ...] = (
     ("a", "a ruled domain, delivered by HTTPS", by_https),
     ("b", "a partner without mxdeliv, reached by SMTP", by_smtp),
@@ -159,6 +180,7 @@ SCENES: tuple[tuple[str, str, Callable[[Stage, Tell], Awaitable[str]]], ...] = (
     ("d", "an outage, and a rule that rescues waiting mail", outage),
     ("e", "a refused recipient, reported to the sender", refused),
     ("f", "an unreadable message, kept whole", unreadable),
+    ("g", "the trace of the message that waited", traced),
 )
 
 

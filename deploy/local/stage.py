@@ -125,13 +125,13 @@ async def opened(folder: Path, say: Any) -> AsyncIterator[Stage]:
             "PUSHPUSH_RETRY_SCHEDULE": "1h",
             "PUSHPUSH_HOSTNAME": "mail.pushpush.example",
         }
-        say("starting the fleet: two routers, an https worker, an smtp worker, a scheduler")
+        say("starting the fleet: two routers, an https worker, an smtp worker, a scheduler, a journal")
         fleet = await stack.enter_async_context(
             Fleet(
                 folder,
                 amqp_url=services.amqp_url,
                 database_url=services.database_url,
-                rooms={"router": 2, "https": 1, "smtp": 1, "scheduler": 1},
+                rooms={"router": 2, "https": 1, "smtp": 1, "scheduler": 1, "journal": 1},
                 env=env,
             )
         )

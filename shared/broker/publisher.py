@@ -137,17 +137,17 @@ def lost(error: BaseException, channel: Channel) -> bool:
 
 
 def _headers(headers: Mapping[str, object] | None) -> FieldTable | None:
-    return None if headers is None else {name: _value(value) for name, value in headers.items()}
+    return None if headers is None else {name: writable(value) for name, value in headers.items()}
 
 
-def _value(value: object) -> FieldValue:
-    """Return a header's value in a form that pamqp can write; it reads bytes that it would not."""
+def writable(value: object) -> FieldValue:
+    """Return a value of a header in a form that pamqp can write; it reads bytes that it would not."""
     match value:
         case bytes():
             return bytearray(value)
         case list():
-            return [_value(each) for each in value]
+            return [writable(each) for each in value]
         case dict():
-            return {name: _value(each) for name, each in value.items()}
+            return {name: writable(each) for name, each in value.items()}
         case _:
             return value  # type: ignore[return-value] # what pamqp has read, it can write

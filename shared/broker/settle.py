@@ -15,9 +15,10 @@ import structlog
 from shared.broker import topology
 from shared.broker.publisher import Publisher
 from shared.mail import codec, dsn
-from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, NextTarget, RetryAt, Wait
+from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, NextTarget, RetryAt, Wait, give_up
 from shared.mail.envelope import Delivery
 from shared.mail.event import Emit, reported, to_nobody
+from shared.mail.reply import Reply
 from shared.mail.retry import Schedule
 from shared.runtime.chance import new_id
 from shared.runtime.clock import Clock, now
@@ -138,6 +139,37 @@ class Settler:
             else:
                 return
 
+    async def withdraw(self, delivery: Delivery, message: bytes, *, tried_at: datetime | None) -> str:
+        """Tell the sender that those who run the fleet gave up a delivery that waited.
+
+        Args:
+            delivery: The delivery as it waited.
+            message: The whole message, or as much as a report may give back.
+            tried_at: When it was tried last; None when it never was.
+
+        Returns:
+            The id of the report; "" when nobody is told, since it is a report itself or its sender wants none.
+
+        Raises:
+            BrokerUnavailable: The report was not confirmed.
+        """
+        envelope = delivery.envelope
+        reply = delivery.reply or Reply(code=0)
+        if isinstance(give_up(envelope, reply, expired=False), Drop):
+            return ""
+        report = dsn.Report(
+            delivery=delivery,
+            action="failed",
+            replies=dict.fromkeys(envelope.rcpt_to, reply),
+            hostname=self._hostname,
+            id=new_id(),
+            now=self._now(),
+            withdrawn=True,
+            tried_at=tried_at,
+        )
+        await self._publish(report, message)
+        return report.id
+
     async def park(self, delivery: Delivery, message: bytes, at: datetime) -> None:
         """Keep a delivery until then: in the store, or in limbo while the store is away.
 
@@ -220,15 +252,19 @@ class Settler:
             now=self._now(),
             retry_until=envelope.accepted_at + self._schedule.max_age if action == "delayed" else None,
         )
+        await self._publish(report, message)
+
+    async def _publish(self, report: dsn.Report, message: bytes) -> None:
+        delivery, recipients = report.delivery, list(report.replies)
         await self._publisher.raw(
             topology.OUTBOUND,
             dsn.compose(report, message),
             message_id=report.id,
             content_type=codec.CONTENT_TYPE,
-            headers={"mail_from": "", "rcpt_to": [envelope.mail_from], "smtputf8": report.smtputf8},
+            headers={"mail_from": "", "rcpt_to": [delivery.envelope.mail_from], "smtputf8": report.smtputf8},
         )
-        log.info("reported", id=delivery.id, action=action, recipients=len(verdicts), report=report.id)
-        self._emit(reported(delivery, list(verdicts), action=action, report=report.id, at=report.now))
+        log.info("reported", id=delivery.id, action=report.action, recipients=len(recipients), report=report.id)
+        self._emit(reported(delivery, recipients, action=report.action, report=report.id, at=report.now))
 
 
 def _to_report(verdicts: Mapping[str, Disposition], action: dsn.Action) -> dict[str, Disposition]:

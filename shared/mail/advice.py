@@ -63,6 +63,11 @@ _REFUSED = (
     "recipient's mail service can say why the message was refused."
 )
 _NOTHING = "Nothing."
+# What there is to do when the sender's own mail service gave the message up, whatever the recipient's had said.
+WITHDRAWN: Final = (
+    "It will not be tried again. Ask those who run your mail service before you send it once more, or reach the "
+    "recipient in another way."
+)
 
 # By subject and detail (RFC 3463 3 and the registry of RFC 5248); the class before them changes nothing for a person.
 BY_STATUS: Final[Mapping[str, str]] = MappingProxyType(

@@ -18,7 +18,7 @@ from typing import Final, Literal
 import msgspec
 
 from shared.mail.address import needs_smtputf8, to_ascii_domain
-from shared.mail.advice import advice, happened
+from shared.mail.advice import WITHDRAWN, advice, happened
 from shared.mail.envelope import Delivery
 from shared.mail.mime import LONGEST, WIDTH, ascii_only, fields, is_utf8, multipart, part, shown, text
 from shared.mail.reply import Reply
@@ -61,6 +61,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         id: A unique id for the report's Message-ID and boundary.
         now: The time, UTC.
         retry_until: Until when a late message is tried, UTC.
+        withdrawn: Those who run the fleet ended it while it waited, and the replies are the last ones. One with code 0
+            stands for none: it was never tried.
+        tried_at: When it was tried last, UTC, where that is not `now`; None when it is not known.
     """
 
     delivery: Delivery
@@ -71,6 +74,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     now: datetime
     expired: frozenset[str] = frozenset()
     retry_until: datetime | None = None
+    withdrawn: bool = False
+    tried_at: datetime | None = None
 
     @property
     def smtputf8(self) -> bool:
@@ -90,12 +95,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
         A message that was given up failed with 4.4.7: class 4 is also for a temporary condition that "has caused
         abandonment", and tells that sending in the future may be successful (RFC 3463 2, 3.5). The last answer stands
-        in the diagnostic code.
+        in the diagnostic code. One that was withdrawn is of the same class, and what it waited for tells the rest.
         """
         if recipient in self.expired:
             return "4.4.7"
         detail = _STATUS.fullmatch(self.replies[recipient].status)
-        return _CLASSES[self.action] + (".0.0" if detail is None else detail[1])
+        return ("4" if self.withdrawn else _CLASSES[self.action]) + (".0.0" if detail is None else detail[1])
 
 
 def compose(report: Report, message: bytes) -> bytes:
@@ -164,6 +169,8 @@ def _opening(report: Report, recipient: str) -> str:
         return "Your message is late. It could not be delivered yet to:"
     if report.action == "relayed":
         return "Your message was passed on to a mail server that sends no confirmations, for:"
+    if report.withdrawn:
+        return f"Those who run this mail service gave your message up after {_age(report)}. It was not delivered to:"
     if recipient not in report.expired:
         return "Your message could not be delivered to:"
     return f"Your message was given up after {_age(report)}. It could not be delivered to:"
@@ -188,10 +195,12 @@ def _said(report: Report, recipient: str) -> tuple[str, str]:
     if reply.mta is not None:
         named = not report.delivery.route.key and _HOST.fullmatch(reply.mta)
         return f"The mail server {reply.mta} said" if named else "The recipient's mail server said", str(reply)
-    return ("", "") if report.action == "relayed" else ("What happened", happened(reply))
+    return ("", "") if report.action == "relayed" or not reply.code else ("What happened", happened(reply))
 
 
 def _to_do(report: Report, recipient: str) -> str:
+    if report.withdrawn:
+        return WITHDRAWN
     if report.action == "failed":
         return advice(report.replies[recipient], expired=recipient in report.expired)
     if report.action == "relayed":
@@ -224,13 +233,14 @@ def _recipient(report: Report, recipient: str) -> bytes:
     peer = reply.mta if reply.mta is not None and not report.delivery.route.key else None
     said = str(reply) if report.smtputf8 else ascii_only(str(reply))
     retried = report.retry_until if report.action == "delayed" else None  # RFC 3464 2.3.9: for no other action
+    tried = report.tried_at if report.withdrawn else report.now
     return fields(
         ("Final-Recipient", _typed(recipient, utf8=report.smtputf8)),
         ("Action", report.action),
         ("Status", report.status(recipient)),
         ("Remote-MTA", None if peer is None else f"dns; {ascii_only(peer)}"),
         ("Diagnostic-Code", None if reply.mta is None else f"smtp; {said}"),
-        ("Last-Attempt-Date", format_datetime(report.now)),
+        ("Last-Attempt-Date", None if tried is None else format_datetime(tried)),
         ("Will-Retry-Until", None if retried is None else format_datetime(retried)),
     )
 

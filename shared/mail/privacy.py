@@ -12,7 +12,9 @@ Mode = Literal["full", "domain", "hash"]
 
 _HASH = 16  # bytes
 # What looks like an address in the words of a peer; more is taken for one rather than less.
-_ADDRESS = re.compile(r"[^\s<>()\[\],;:\"'@]{1,256}@(?:\[[^\]\s]*\]|[^\s<>()\[\],;:\"']{1,256})")
+_ADDRESS = re.compile(
+    r"""(?:"(?:[^"\\]|\\.){1,256}"|[^\s<>()\[\],;:"@]{1,256})@(?:\[[^\]\s]*\]|[^\s<>()\[\],;:"']{1,256})"""
+)
 
 
 class Privacy(msgspec.Struct, frozen=True, kw_only=True):

@@ -58,6 +58,7 @@ async def background(*endless: Coroutine[Any, Any, None]) -> AsyncIterator[None]
     """Run endless work beside the block; a fault in it ends the block, and the process, with that fault."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(_endless(each)) for each in endless]
+        await asyncio.sleep(0)  # each has begun, also when the block ends at once
         yield
         for task in tasks:
             task.cancel()

@@ -97,6 +97,23 @@ class NextHops:
             )
             return await rows.fetchall()
 
+    async def current(self, state: State | None = None, *, limit: int = 1_000) -> list[Remembered]:
+        """Return what is true now, what ends last first; of one state, or of both.
+
+        Raises:
+            StoreUnavailable: It cannot be known.
+        """
+        async with self._pool.statement() as connection, connection.cursor(row_factory=class_row(Remembered)) as rows:
+            await rows.execute(
+                f"""
+                SELECT {_COLUMNS} FROM next_hops
+                WHERE until > clock_timestamp() AND state = coalesce(%s::text, state)
+                ORDER BY until DESC, hop, state LIMIT %s
+                """,  # noqa: S608 - constants
+                (state, limit),
+            )
+            return await rows.fetchall()
+
     async def prune(self) -> int:
         """Delete what has not been true for a day; return how many.
 

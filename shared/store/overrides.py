@@ -4,9 +4,11 @@ The database itself versions and records every change of a row (alembic/versions
 is one transaction, and so one version, however many rules it touches: all or nothing.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 from psycopg.rows import TupleRow
@@ -33,6 +35,36 @@ _UPSERT = (
     f"SELECT * FROM unnest({', '.join(f'%s::{kind}[]' for kind in _COLUMNS.values())}) "
     f"ON CONFLICT (lookup_key) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)}"
 )
+
+State = Literal["on", "off", "temporary"]  # enabled, not enabled, with an end
+_FOUND = """
+    (%(search)s::text IS NULL
+     OR strpos(lower(lookup_key || ' ' || target_host || ' ' || comment), lower(%(search)s::text)) > 0)
+    AND CASE %(state)s::text WHEN 'on' THEN enabled WHEN 'off' THEN NOT enabled
+                             WHEN 'temporary' THEN expires_at IS NOT NULL ELSE true END
+"""
+
+_CHANGED = "version, at, actor, action, lookup_key, before::text, after::text FROM dns_override_changes"
+_HISTORY_OF_KEY = f"""
+    SELECT {_CHANGED} WHERE lookup_key = %(key)s AND (%(version)s::bigint IS NULL OR version < %(version)s)
+    ORDER BY version DESC LIMIT %(limit)s
+"""
+# From version to version along the primary key: a page must not sort the hundred thousand changes of one import.
+_HISTORY = f"""
+    WITH RECURSIVE versions AS (
+        (SELECT version AS number, 1 AS place FROM dns_override_changes
+         WHERE version <= coalesce(%(version)s::bigint, {2**63 - 1}) ORDER BY version DESC LIMIT 1)
+        UNION ALL
+        SELECT (SELECT version FROM dns_override_changes WHERE version < number ORDER BY version DESC LIMIT 1),
+               place + 1
+        FROM versions WHERE number IS NOT NULL AND place <= %(limit)s
+    )
+    SELECT found.* FROM versions CROSS JOIN LATERAL (
+        SELECT {_CHANGED} WHERE version = number
+            AND (number IS DISTINCT FROM %(version)s::bigint OR lookup_key > %(last)s::text)
+        ORDER BY lookup_key LIMIT %(limit)s
+    ) AS found ORDER BY version DESC, lookup_key LIMIT %(limit)s
+"""  # noqa: S608 - constants
 
 Edits = Mapping[str, Rule | None]  # by normalised key, the rule that is to be; None removes it
 Progress = Callable[[int, int], None]  # told how many of how many rules are written
@@ -247,36 +279,75 @@ class Overrides:
 
     async def get(self, key: str) -> Stored | None:
         """Return the saved rule with this normalised key, or None."""
-        found = await self._stored("WHERE lookup_key = %s", (key,))
+        found = await self._stored("WHERE lookup_key = %(key)s", {"key": key, "limit": 1})
         return found[0] if found else None
 
     async def matching(self, search: str | None = None) -> list[Stored]:
         """Return the saved rules by key; with `search`, those with that text in key, target or comment."""
+        return await self.page(search, limit=None)
+
+    async def page(
+        self,
+        search: str | None = None,
+        *,
+        after: str | None = None,
+        limit: int | None = 100,
+        state: State | None = None,
+    ) -> list[Stored]:
+        """Return saved rules by key, from the one after `after` on.
+
+        Args:
+            search: Only those with that text in key, target or comment.
+            after: The last key of the page before; None for the first page.
+            limit: The most rules; None for all.
+            state: Only those in this state.
+        """
         return await self._stored(
-            "WHERE %s::text IS NULL OR strpos(lower(concat_ws(' ', lookup_key, target_host, comment)), lower(%s)) > 0",
-            (search, search),
+            f"WHERE {_FOUND} AND (%(after)s::text IS NULL OR lookup_key > %(after)s)",
+            {"search": search, "state": state, "after": after, "limit": limit},
         )
 
-    async def history(self, key: str | None = None, *, limit: int = 100) -> list[Recorded]:
-        """Return the changes of one key or of all, the latest first."""
-        async with self._pool.transaction() as connection:
+    async def count(self, search: str | None = None, *, state: State | None = None) -> int:
+        """Return how many saved rules there are, of those that `page` shows."""
+        async with self._pool.statement() as connection:
             cursor = await connection.execute(
-                "SELECT version, at, actor, action, lookup_key, before::text, after::text FROM dns_override_changes "
-                "WHERE %s::text IS NULL OR lookup_key = %s ORDER BY version DESC, lookup_key LIMIT %s",
-                (key, key, limit),
+                f"SELECT count(*) FROM dns_overrides WHERE {_FOUND}",  # noqa: S608 - constants
+                {"search": search, "state": state},
             )
+            return int((await cursor.fetchall())[0][0])
+
+    async def history(
+        self, key: str | None = None, *, limit: int = 100, before: tuple[int, str] | None = None
+    ) -> list[Recorded]:
+        """Return the changes of one key or of all, the latest first.
+
+        Args:
+            key: Only those of the rule with this key.
+            limit: The most changes.
+            before: Only those after this version and key, the last ones of the page before.
+        """
+        version, last = before or (None, "")
+        values = {"key": key, "version": version, "last": last, "limit": limit}
+        async with self._pool.transaction() as connection:
+            cursor = await connection.execute(_HISTORY if key is None else _HISTORY_OF_KEY, values)
             return [_recorded(row) for row in await cursor.fetchall()]
 
-    async def _stored(self, where: str, values: tuple[str | None, ...]) -> list[Stored]:
-        async with self._pool.transaction() as connection:
+    async def _stored(self, where: str, values: Mapping[str, str | int | None]) -> list[Stored]:
+        async with self._pool.statement() as connection:
             cursor = await connection.execute(
-                f"SELECT to_jsonb(d)::text, created_at, updated_at FROM dns_overrides d {where} ORDER BY lookup_key",  # noqa: S608 - literals of this class
+                "SELECT to_jsonb(d)::text, created_at, updated_at "  # noqa: S608 - literals of this class
+                f"FROM dns_overrides d {where} ORDER BY lookup_key LIMIT %(limit)s",
                 values,
             )
-            return [
-                Stored(rule=read_rule(rule), created_at=created, updated_at=updated)
-                for rule, created, updated in await cursor.fetchall()
-            ]
+            stored: list[Stored] = []
+            # Piece by piece: a hundred thousand rules must not keep a panel from answering others for a second.
+            while rows := await cursor.fetchmany(_PIECE):
+                stored += [
+                    Stored(rule=read_rule(rule), created_at=created, updated_at=updated)
+                    for rule, created, updated in rows
+                ]
+                await asyncio.sleep(0)
+            return stored
 
     @contextlib.asynccontextmanager
     async def _writing(self, actor: str, action: str = "") -> AsyncIterator[Connection]:

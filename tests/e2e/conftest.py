@@ -8,10 +8,12 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import aio_pika
 import psycopg
 import pytest
+from aiormq import Channel
 
 from deploy.local.fleet import Fleet
 from deploy.local.services import PostgreSQL, RabbitMQ
@@ -167,7 +169,8 @@ async def world(rabbitmq: RabbitMQ, postgres: PostgreSQL, tmp_path: Path) -> Wor
     async with await aio_pika.connect(rabbitmq.url) as connection:
         channel = await connection.channel()
         await topology.declare(channel)
-        for name in topology.QUEUES:
+        await topology.declare_events(cast("Channel", await channel.get_underlay_channel()))
+        for name in (*topology.QUEUES, topology.JOURNAL):
             await (await channel.get_queue(name, ensure=False)).purge()
     return World(rabbitmq, postgres, tmp_path)
 

@@ -25,7 +25,8 @@ class Ran:
 
     def __init__(self, code: int, out: bytes, err: bytes) -> None:
         self.code = code
-        self.out = out.decode()
+        self.bytes = out
+        self.out = out.decode("utf-8", "backslashreplace")
         self.err = err.decode()
 
     @property

@@ -186,8 +186,8 @@ class TestFleet:
         migrated, migrated_json, alone = await asyncio.gather(
             pushpush("migrate"), pushpush("migrate", "--json"), pushpush("check", "--json")
         )
-        assert "the database is at revision 0003" == migrated.out.strip()
-        assert {"revision": "0003"} == migrated_json.data
+        assert "the database is at revision 0004" == migrated.out.strip()
+        assert {"revision": "0004"} == migrated_json.data
         assert (1, "routers: no router is running") == (alone.code, alone.object["error"]["message"])
         async with running(settings):
             text, object_ = await asyncio.gather(pushpush("check"), pushpush("check", "--json"))

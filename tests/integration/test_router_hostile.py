@@ -15,6 +15,7 @@ from shared.runtime.settings import Settings
 from shared.store.deferred import Deferred
 from shared.store.overrides import Overrides
 from shared.store.pool import Pool
+from shared.store.selection import Selection
 from tests.integration.conftest import MESSAGE, Queues, until
 from tests.integration.rooms import running
 
@@ -65,7 +66,7 @@ async def test_mail_under_a_malformed_rule_waits_until_it_is_mended(
     await queues.send("b@a.example")
     async with running(settings):
         await until(lambda: _waits(pool), wanted="the delivery in the store")
-        waiting = (await Deferred(pool).matching(domain="a.example"))[0]
+        waiting = (await Deferred(pool).matching(Selection(domain="a.example")))[0]
         assert waiting.reply.startswith("451 4.3.5 the rule for a.example is malformed")
         stored = await Deferred(pool).message(waiting.id)
         assert stored is not None
@@ -73,7 +74,7 @@ async def test_mail_under_a_malformed_rule_waits_until_it_is_mended(
 
 
 async def _waits(pool: Pool) -> bool:
-    return bool(await Deferred(pool).matching(domain="a.example"))
+    return bool(await Deferred(pool).matching(Selection(domain="a.example")))
 
 
 @pytest.mark.parametrize(

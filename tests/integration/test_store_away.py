@@ -17,26 +17,38 @@ from shared.mail.rule import make_rule
 from shared.runtime.errors import StoreUnavailable
 from shared.store import migrate
 from shared.store.bodies import Bodies
+from shared.store.dead import DeadLetters, Letter
 from shared.store.deferred import Deferred
+from shared.store.hops import NextHops
 from shared.store.overrides import Overrides, Versions
 from shared.store.pool import Pool
 from shared.store.routers import Routers
 from shared.store.rulebooks import OtherHistoryError, Rulebooks
+from shared.store.selection import Selection
+from shared.store.waiting import WaitingMail
 from tests.integration.conftest import MESSAGE, NOON, Wire, delivery, through, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.services]
 
 TABLES = [
     "alembic_version",
+    "audit",
     "bodies",
     "body_uses",
+    "dead_letters",
     "deferred",
     "dns_override_changes",
     "dns_overrides",
+    "event_batches",
+    "events",
+    "login_failures",
     "mta_sts_policies",
     "next_hops",
     "routers",
     "rulebook",
+    "sessions",
+    "tokens",
+    "traffic",
 ]
 EVERY_CALL: list[Callable[[Pool], Any]] = [
     lambda pool: Overrides(pool).versions(),
@@ -46,6 +58,15 @@ EVERY_CALL: list[Callable[[Pool], Any]] = [
     lambda pool: Overrides(pool).release(),
     lambda pool: Deferred(pool).defer(delivery(), MESSAGE, NOON),
     lambda pool: Deferred(pool).totals(),
+    lambda pool: Deferred(pool).matching(Selection(domain="a.example")),
+    lambda pool: Deferred(pool).retry(now=NOON),
+    lambda pool: WaitingMail(pool).ages(NOON),
+    lambda pool: WaitingMail(pool).stats(by="answer"),
+    lambda pool: NextHops(pool).current(),
+    lambda pool: DeadLetters(pool).keep([Letter(headers={}, data=b"", reason="")]),
+    lambda pool: DeadLetters(pool).page(),
+    lambda pool: DeadLetters(pool).get(1),
+    lambda pool: DeadLetters(pool).delete([1]),
     lambda pool: Bodies(pool).get("one"),
     lambda pool: Bodies(pool).put("one", MESSAGE, message_id="m1", recipients=["b@a.example"]),
     lambda pool: Bodies(pool).use("one", "m1", ["b@a.example"]),

@@ -168,3 +168,22 @@ async def test_the_actor_of_one_change_is_not_that_of_the_next(overrides: Overri
         async with pool.transaction() as connection:
             await connection.execute("DELETE FROM dns_overrides")
     assert ["ann", "pushpush"] * 8 == [actor for _, actor, *_ in history(database)]
+
+
+async def test_a_page_of_the_history(overrides: Overrides) -> None:
+    """Each change once, the latest first and then by key, also where one version has more changes than a page."""
+    for number in range(3):
+        await overrides.set(make_rule("a.example", f"b{number}.example"), actor="ann", release=True)
+    many = {f"k{number:02}.example": make_rule(f"k{number:02}.example", "b.example") for number in range(25)}
+    await overrides.apply(many, actor="ann", release=True, action="import")
+    await overrides.remove("a.example", actor="ann", release=True)
+    whole = await overrides.history()
+    expected = [(5, "a.example"), *((4, key) for key in many), *((version, "a.example") for version in (3, 2, 1))]
+    assert expected == [(each.version, each.change.lookup_key) for each in whole]
+    for key, count in ((None, len(expected)), ("a.example", 4), ("k07.example", 1)):
+        paged = page = await overrides.history(key, limit=4)
+        while page:
+            page = await overrides.history(key, limit=4, before=(page[-1].version, page[-1].change.lookup_key))
+            paged = paged + page
+        assert [each for each in whole if key in (None, each.change.lookup_key)] == paged
+        assert count == len(paged)

@@ -48,6 +48,7 @@ UNKNOWN_USER = Reply(code=550, enhanced="5.1.1", text="<bob@b.example>: no such 
 BUSY = Reply(code=451, enhanced="4.7.1", text="Greylisted, come back later", mta="mx1.b.example")
 FULL_FOR_GOOD = Reply(code=552, enhanced="5.2.2", text="The mailbox is over quota", mta="mx1.b.example")
 TRY_LATER = Reply(code=451, enhanced="4.3.2", text="Try again later", mta="mx1.b.example")
+HOUR = timedelta(hours=1)
 FIVE_DAYS = timedelta(days=5, minutes=-20)  # the last attempt that fits in it
 POLICY = Reply(code=550, enhanced="5.7.1", text="Blocked, see https://b.example/why", mta="relay.internal")
 TAKEN = Reply(code=250, enhanced="2.6.0", text="queued as 4711", mta="mx1.b.example")
@@ -118,6 +119,11 @@ def relayed(delivery: Delivery, answered: Reply | Mapping[str, Reply]) -> Report
     return msgspec.structs.replace(failed(delivery, answered), action="relayed")
 
 
+def withdrawn(delivery: Delivery, answered: Reply, *, tried_at: datetime | None) -> Report:
+    """Return the report that those who run the fleet gave a waiting delivery up."""
+    return msgspec.structs.replace(failed(delivery, answered), withdrawn=True, tried_at=tried_at)
+
+
 def unknown(*recipients: str) -> dict[str, Reply]:
     """Return what a host says that names each recipient in its words."""
     return {
@@ -157,6 +163,9 @@ CASES = {
     "expired-after-five-days": (failed(delivery(), TRY_LATER, expired=True, after=FIVE_DAYS), MESSAGE),
     "relayed": (relayed(delivery(full=True), TAKEN), MESSAGE),
     "expired-no-answer": (failed(delivery(route=RULED), NO_ANSWER, expired=True), MESSAGE),
+    "withdrawn": (withdrawn(delivery("bob@b.example", "carol@b.example"), BUSY, tried_at=NOW - HOUR), MESSAGE),
+    "withdrawn-never-tried": (withdrawn(delivery(), Reply(code=0), tried_at=None), MESSAGE),
+    "withdrawn-ruled": (withdrawn(delivery(route=RULED, full=True), NO_ANSWER, tried_at=NOW - HOUR), MESSAGE),
     "delayed": (delayed(delivery(), BUSY), MESSAGE),
     "delayed-no-answer": (delayed(delivery(), NO_ANSWER), MESSAGE),
     "ruled-route": (failed(delivery(route=RULED), UNKNOWN_USER), MESSAGE),
@@ -248,8 +257,10 @@ def test_a_report_has_the_form_of_the_rfcs(name: str) -> None:
         assert (kind, address) == ("rfc822", recipient) if recipient.isascii() else kind == "utf-8"
         assert recipient.isascii() or address.isascii() != report.smtputf8
         assert block["Action"] == report.action
-        assert block["Status"].startswith("4." if recipient in report.expired else CLASSES[report.action])
-        assert block["Last-Attempt-Date"]
+        assert block["Status"].startswith(
+            "4." if recipient in report.expired or report.withdrawn else CLASSES[report.action]
+        )
+        assert (block["Last-Attempt-Date"] is not None) == (not report.withdrawn or report.tried_at is not None)
         assert (block["Will-Retry-Until"] is not None) == (report.action == "delayed")
 
 

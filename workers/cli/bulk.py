@@ -10,13 +10,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from shared.fleet.change import How
 from shared.fleet.release import WAIT
 from shared.mail.rule import Rule
 from shared.runtime.clock import now
 from shared.store.overrides import Overrides
 from shared.store.overrides import Progress as Told
 from workers.cli import difference
-from workers.cli.change import Actor, How, IfVersion, NoFlush, NoReload, NoWait, Timeout, how, writing
+from workers.cli.change import Actor, IfVersion, NoFlush, NoReload, NoWait, Timeout, how, writing
 from workers.cli.frame import Fleet, Json, Refusal, Result, counted, run
 from workers.cli.rules import data_of
 

@@ -1,7 +1,4 @@
-"""How every change of the rules goes on once it is saved: released, applied by the routers, waiting mail made due.
-
-From the commit on nothing is undone: what fails then is told, and the rules stay as they were saved.
-"""
+"""What the commands that change rules have in common: their options, and the words for what follows a change."""
 
 import asyncio
 import contextlib
@@ -13,15 +10,10 @@ import msgspec
 import typer
 
 from shared.broker.publisher import Publisher
-from shared.fleet.release import announce, flush
-from shared.runtime.clock import now
-from shared.runtime.errors import StoreUnavailable
-from shared.store.deferred import Deferred
-from shared.store.overrides import Overrides, Released, Saved
-from shared.store.pool import Pool
-from shared.store.routers import Routers
+from shared.fleet.change import Change, Followed, How
+from shared.store.overrides import Saved
 from workers.cli import difference
-from workers.cli.frame import LATE, Fleet, Refusal, Result, actor, counted
+from workers.cli.frame import LATE, Fleet, Refusal, Result, actor
 
 Key = Annotated[
     str,
@@ -36,24 +28,6 @@ IfVersion = Annotated[
     int | None,
     typer.Option("--if-version", min=0, help="Refuse when somebody changed the same rules after this version."),
 ]
-
-
-class How(msgspec.Struct, frozen=True, kw_only=True):
-    """What the options say about a change.
-
-    Attributes:
-        actor: Who makes it.
-        release: Whether routers are to apply it now.
-        wait: Seconds to wait for them; 0 does not wait.
-        flush: Whether waiting mail becomes due.
-        if_version: Refuse what somebody changed after this version.
-    """
-
-    actor: str
-    release: bool
-    wait: float
-    flush: bool
-    if_version: int | None
 
 
 def how(
@@ -84,12 +58,10 @@ def how(
 class Writing:
     """A change under way. The broker is connected to meanwhile, so that the event goes out right after the commit."""
 
-    def __init__(self, pool: Pool, how: How, connecting: asyncio.Task[Publisher]) -> None:
-        """Use an open pool, and a broker once it is needed."""
-        self.rules = Overrides(pool)
-        self._pool = pool
-        self._how = how
-        self._connecting = connecting
+    def __init__(self, change: Change) -> None:
+        """Tell of a change."""
+        self.rules = change.rules
+        self._change = change
 
     async def go_on(
         self, saved: Saved, what: str, data: dict[str, object], *, before: str = "", warnings: tuple[str, ...] = ()
@@ -103,16 +75,13 @@ class Writing:
             before: Lines for people to be told first.
             warnings: Sentences for people.
         """
+        followed = await self._change.follow(saved)
         data |= {"version": saved.version, "changed": saved.changed, "released": saved.released is not None}
         data["warnings"] = list(warnings)
-        if saved.released is None:
-            staged = f"saved as version {saved.version}; `pushpush reload` applies it"
-            text = f"{before}{what}: {staged if saved.changed else 'nothing differs, and nothing was released'}"
-            return Result(data=data, text=text, warnings=warnings)
-        earlier = max(0, saved.released.version - saved.released.since - saved.changed)
-        result = await self.release(saved.released, data | {"released_earlier": earlier})
-        also = counted(earlier, "earlier change that was", "earlier changes that were")
-        text = f"{what}: {result.text!s}" + f"; also released {also} saved with --no-reload" * bool(earlier)
+        text = f"{what}: {followed.sentence()}"
+        if followed.applied is None:
+            return Result(data=data, text=before + text, warnings=warnings)
+        result = _told(followed, data | {"released_earlier": followed.earlier})
         return msgspec.structs.replace(result, text=before + text, fault=text if result.code else "", warnings=warnings)
 
     async def told(self, saved: Saved, what: str, data: dict[str, object], *, dry: bool) -> Result:
@@ -124,26 +93,16 @@ class Writing:
         data |= {"version": saved.version, "changed": False, "released": False}
         return Result(data=data, text=f"{before}{what}: nothing was changed")
 
-    async def release(self, released: Released, data: dict[str, object]) -> Result:
-        """Tell the routers, wait for them, and make due the mail that the release touches, even if one is late."""
-        version = released.version
-        try:
-            applied = await announce(version, await self._connecting, Routers(self._pool), wait=self._how.wait)
-            due = await flush(released, self.rules, Deferred(self._pool), now()) if self._how.flush else 0
-        except StoreUnavailable as error:
-            raise StoreUnavailable(
-                f"version {version} is saved and released, but it cannot be seen whether the routers have applied it, "
-                f"and waiting mail may not be due: {error}"
-            ) from error
-        data = data | msgspec.structs.asdict(applied) | {"due": due}
-        if self._how.wait:
-            text = applied.sentence()
-        else:
-            away = f"; the reload event could not be published ({applied.broker_away})" if applied.broker_away else ""
-            text = f"released as version {version}, not waited for{away}"
-        if due:
-            text += f"; {counted(due, 'waiting delivery is', 'waiting deliveries are')} due now"
-        return Result(data=data, text=text, code=LATE if applied.late and self._how.wait else 0)
+    async def release(self) -> Result:
+        """Release every saved change."""
+        return _told(await self._change.release(await self.rules.release()), {})
+
+
+def _told(followed: Followed, data: dict[str, object]) -> Result:
+    applied = {} if followed.applied is None else msgspec.structs.asdict(followed.applied)
+    return Result(
+        data=data | applied | {"due": followed.due}, text=followed.sentence(), code=LATE if followed.late else 0
+    )
 
 
 @contextlib.asynccontextmanager
@@ -151,8 +110,12 @@ async def writing(fleet: Fleet, how: How) -> AsyncIterator[Writing]:
     """Open the store, and begin to connect to the broker."""
     pool = await fleet.pool()
     connecting = asyncio.create_task(fleet.publisher(wait=5.0 if how.release else 0))
+
+    async def connected() -> Publisher:
+        return await connecting
+
     try:
-        yield Writing(pool, how, connecting)
+        yield Writing(Change(pool, how, connected))
     finally:
         # A refusal does not wait for the broker.
         connecting.cancel()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from workers.cli import admin, bulk, explain, probe, queue, routers, rules, undo
+from workers.cli import admin, bulk, dead, explain, probe, queue, routers, rules, token, trace, traffic, undo
 from workers.cli.frame import USAGE, fail
 from workers.cli.send import send
 
@@ -27,8 +27,12 @@ app.add_typer(rules.app, name="endpoint-cache")
 for alias in ("dns-cache", "rules"):
     app.add_typer(rules.app, name=alias, hidden=True)
 app.add_typer(queue.app, name="queue")
+app.add_typer(dead.app, name="dead")
+app.add_typer(token.app, name="token")
 app.command("reload", epilog="Example: pushpush reload")(routers.reload)
 app.command("routers", epilog="Example: pushpush routers")(routers.routers)
+app.command("trace", epilog="Example: pushpush trace someone@a.com")(trace.trace)
+app.command("traffic", epilog="Example: pushpush traffic a.com --since 7d --by hour")(traffic.traffic)
 app.command("send", epilog="Example: pushpush send hello.eml --from you@x.example --to someone@a.com")(send)
 app.command("migrate", epilog="Example: pushpush migrate")(admin.migrate)
 app.command("check", epilog="Example: pushpush check")(admin.check)

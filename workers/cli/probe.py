@@ -1,13 +1,11 @@
-"""`pushpush endpoint-cache probe`, and what `set` makes of what it finds."""
+"""`pushpush endpoint-cache probe`: try a target before a rule names it."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shared.mail.route import Tls, Transport
-from shared.mail.rule import Rule, make_rule
-from shared.runtime.settings import ConfigError, Settings
+from shared.mail.rule import make_rule
 from workers.cli.change import Key
 from workers.cli.frame import REFUSED, Fleet, Json, Result, printable, run
 
@@ -35,7 +33,9 @@ def probe_(
     """Try the targets of a rule before it is made: what answers, and would it take mail for KEY? Sends no mail."""
 
     async def work(fleet: Fleet) -> Result:
-        found = await probed(fleet.settings, make_rule(key, target, transport=transport, tls=tls))
+        from shared.delivery.trial import tried, unusable  # noqa: PLC0415 - slow to load, and only needed here
+
+        found = await tried(fleet.settings, make_rule(key, target, transport=transport, tls=tls))
         refused = unusable(found)
         return Result(
             data={"targets": found},
@@ -45,42 +45,6 @@ def probe_(
         )
 
     run("endpoint-cache probe", work, json=json)
-
-
-async def probed(settings: Settings, rule: Rule) -> "list[Found]":
-    """Try every target of a rule.
-
-    Raises:
-        ConfigError: The certificates to trust cannot be read.
-    """
-    # Slow to load, and only needed here.
-    from shared.delivery.probe import probe  # noqa: PLC0415
-    from shared.delivery.resolver import Resolver  # noqa: PLC0415
-    from shared.delivery.tls import Contexts  # noqa: PLC0415
-
-    try:
-        contexts = Contexts(settings.ca_file)
-    except OSError as error:  # of which an SSLError is one
-        raise ConfigError(f"PUSHPUSH_CA_FILE cannot be read as certificates: {error}") from error
-    return await probe(
-        rule,
-        contexts=contexts,
-        resolver=Resolver(settings.dns_servers),
-        smtp_port=settings.smtp_port,
-        https_port=settings.https_port,
-        hostname=settings.hostname,
-    )
-
-
-def unusable(found: "Sequence[Found]") -> list[str]:
-    """Return why a rule with these targets should not be made; empty when it may.
-
-    One target that answers is enough, for the others may be down just now. A black hole is never acceptable: mail that
-    it takes is lost, and the targets after it are not tried.
-    """
-    holes = [each for each in found if each.smtp and each.smtp.accepts is False]
-    bad = holes or ([] if any(each.usable for each in found) else list(found))
-    return [warning for each in bad for warning in each.warnings]
 
 
 def _words(found: "Found") -> str:

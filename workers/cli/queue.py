@@ -7,65 +7,99 @@ import typer
 
 from shared.broker import topology
 from shared.broker.link import FAULTS, Link
-from shared.mail.domain import normalise
 from shared.runtime.clock import now
 from shared.runtime.errors import BrokerUnavailable
+from shared.store.audit import Audit
+from shared.store.dead import DeadLetters
 from shared.store.deferred import Deferred, Waiting
-from workers.cli.frame import Fleet, Json, Refusal, Result, ago, run, table
+from shared.store.hops import NextHops
+from shared.store.waiting import By, WaitingMail
+from workers.cli import ending, top
+from workers.cli.change import Actor
+from workers.cli.frame import Fleet, Json, Refusal, Result, actor, ago, counted, printable, run, table
+from workers.cli.which import All, Domain, Error, Id, Older, Target, not_by_chance, selection
 
 app = typer.Typer(no_args_is_help=True, help="Waiting mail: what, for whom, why, and until when.")
+ending.register(app)
+top.register(app)
 
-Domain = Annotated[str | None, typer.Option(help="Only mail to this domain.")]
-Target = Annotated[str | None, typer.Option(help="Only mail last tried at this target of a rule.")]
 _HINT = "`pushpush queue list` shows what waits"
+_DOMAINS = 50  # shown by `status`; `stats` shows more
+_COUNTED = 100_000  # matching deliveries that `list` counts
 
 
 @app.command("status", epilog="Example: pushpush queue status")
 def status(json: Json = False) -> None:
-    """Show how many messages are in each queue, and what waits for which domain."""
+    """Show how many messages are in each queue, what waits for which domain, and which next hops are left alone."""
 
     async def work(fleet: Fleet) -> Result:
         depths = await _depths(await fleet.link())
-        totals = await Deferred(await fleet.pool()).totals()
+        pool = await fleet.pool()
+        totals = await Deferred(pool).totals()
+        hops = await NextHops(pool).current()
+        dead = await DeadLetters(pool).count()
         shown = table("queue", "messages")
         for name, depth in depths.items():
             shown.add_row(name, str(depth))
-        for each in totals:
+        shown.add_row("dead letters in the store", str(dead))
+        for each in totals[:_DOMAINS]:
             where = f" at {each.target}" if each.target else ""
+            put_off = f", {each.put_off} of them put off for want of room" if each.put_off else ""
             shown.add_row(
                 f"waiting for {each.domain}{where}",
-                f"{each.deliveries}, oldest {ago(each.oldest)}, next try {ago(each.next_attempt_at)}",
+                f"{each.deliveries}, oldest {ago(each.oldest)}, next try {ago(each.next_attempt_at)}{put_off}",
             )
+        if len(totals) > _DOMAINS:
+            shown.add_row("waiting for others", str(sum(each.deliveries for each in totals[_DOMAINS:])))
+        for hop in hops:
+            shown.add_row(f"{printable(hop.hop)} is {hop.state}", f"ends {ago(hop.until)}: {printable(hop.reason)}")
         waiting = sum(each.deliveries for each in totals)
         shown.add_row("waiting in all", str(waiting))
-        return Result(data={"queues": depths, "waiting": waiting, "domains": totals}, text=shown)
+        data = {
+            "queues": depths,
+            "waiting": waiting,
+            "put_off": sum(each.put_off for each in totals),
+            "domains": totals,
+            "dead_letters": dead,
+            "suspended": [each for each in hops if each.state == "suspended"],
+            "without_mxdeliv": [each for each in hops if each.state == "without mxdeliv"],
+        }
+        return Result(data=data, text=shown)
 
     run("queue status", work, json=json)
 
 
 @app.command("list", epilog="Example: pushpush queue list --domain a.com")
 def list_(
+    message: Id = None,
     domain: Domain = None,
     target: Target = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    older: Older = None,
+    error: Error = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many.")] = 100,
     json: Json = False,
 ) -> None:
     """Show waiting deliveries, those due first."""
 
     async def work(fleet: Fleet) -> Result:
         deferred = Deferred(await fleet.pool())
-        waiting = await deferred.matching(domain=_normal(domain), target=target, limit=limit)
+        chosen = selection(message, domain=domain, target=target, older=older, error=error)
+        waiting = await deferred.matching(chosen, limit=limit)
+        total = len(waiting) if len(waiting) < limit else await deferred.count(chosen, at_most=_COUNTED)
         shown = table("message", "from", "to", "attempts", "next try", "last answer")
         for each in waiting:
             shown.add_row(
-                each.message_id,
-                each.mail_from or "<>",
-                ", ".join(each.rcpt_to),
+                printable(each.message_id),
+                printable(each.mail_from) or "<>",
+                printable(", ".join(each.rcpt_to)),
                 str(each.attempts),
                 ago(each.next_attempt_at),
-                each.reply,
+                printable(each.reply),
             )
-        return Result(data={"waiting": waiting}, text=shown if waiting else "nothing waits")
+        at_least = "at least " * (total == _COUNTED)
+        warnings = (f"shown are {len(waiting)} of {at_least}{total}",) if total > len(waiting) else ()
+        data = {"waiting": waiting, "total": total}
+        return Result(data=data, text=shown if waiting else "nothing waits", warnings=warnings)
 
     run("queue list", work, json=json)
 
@@ -78,7 +112,7 @@ def show(
     """Show one waiting message with all its waiting recipients."""
 
     async def work(fleet: Fleet) -> Result:
-        waiting = await Deferred(await fleet.pool()).matching(message_id=message)
+        waiting = await Deferred(await fleet.pool()).matching(selection(message))
         if not waiting:
             raise Refusal(f"no message {message} waits; {_HINT}")
         return Result(data={"waiting": waiting}, text="\n\n".join(_words(each) for each in waiting))
@@ -86,24 +120,51 @@ def show(
     run("queue show", work, json=json)
 
 
-@app.command("retry", epilog="Example: pushpush queue retry --domain a.com")
-def retry(
-    message: Annotated[str | None, typer.Argument(metavar="[ID]", help="Only this message.")] = None,
+@app.command("stats", epilog="Example: pushpush queue stats --by answer")
+def stats(
+    by: Annotated[By, typer.Option(help="Put together what has the same domain, target or answer.")] = "domain",
     domain: Domain = None,
     target: Target = None,
-    everything: Annotated[bool, typer.Option("--all", help="All that waits.")] = False,
+    older: Older = None,
+    error: Error = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many.")] = 20,
+    json: Json = False,
+) -> None:
+    """Count waiting deliveries by domain, by target, or by what was answered last; the most first."""
+
+    async def work(fleet: Fleet) -> Result:
+        chosen = selection(domain=domain, target=target, older=older, error=error)
+        shares = await WaitingMail(await fleet.pool()).stats(by=by, selection=chosen, limit=limit)
+        shown = table(by, "deliveries", "bytes", "oldest", "next try")
+        for each in shares:
+            name = printable(each.name) or ("the MX hosts" if by == "target" else "nothing")
+            shown.add_row(name, str(each.deliveries), str(each.bytes), ago(each.oldest), ago(each.next_attempt_at))
+        return Result(data={"by": by, "shares": shares}, text=shown if shares else "nothing waits")
+
+    run("queue stats", work, json=json)
+
+
+@app.command("retry", epilog="Example: pushpush queue retry --domain a.com")
+def retry(
+    message: Id = None,
+    domain: Domain = None,
+    target: Target = None,
+    older: Older = None,
+    error: Error = None,
+    everything: All = False,
+    who: Actor = None,
     json: Json = False,
 ) -> None:
     """Make waiting mail due at once; the rules of this moment apply to it."""
 
     async def work(fleet: Fleet) -> Result:
-        if everything == any((message, domain, target)):
-            raise Refusal("say which mail: an ID, --domain, --target, or --all for all that waits")
-        deferred = Deferred(await fleet.pool())
-        count = await deferred.retry(now=now(), domain=_normal(domain), target=target, message_id=message)
-        return Result(
-            data={"retried": count}, text=f"{count} {'delivery is' if count == 1 else 'deliveries are'} due now"
-        )
+        chosen = selection(message, domain=domain, target=target, older=older, error=error)
+        not_by_chance(chosen, everything=everything)
+        pool = await fleet.pool()
+        count = await Deferred(pool).retry(chosen, now=now())
+        words = f"{counted(count, 'delivery is', 'deliveries are')} due now"
+        await Audit(pool).record(actor=actor(who), via="cli", action="queue retry", object=str(chosen), detail=words)
+        return Result(data={"retried": count}, text=words)
 
     run("queue retry", work, json=json)
 
@@ -121,13 +182,10 @@ async def _depths(link: Link) -> dict[str, int]:
     return depths
 
 
-def _normal(domain: str | None) -> str | None:
-    return None if domain is None else normalise(domain)
-
-
 def _words(waiting: Waiting) -> str:
     fields = msgspec.structs.asdict(waiting)
     fields["mail_from"] = waiting.mail_from or "<>"
     fields["rcpt_to"] = ", ".join(waiting.rcpt_to)
     fields["target"] = waiting.target or f"the MX hosts of {waiting.domain}"
-    return "\n".join(f"{name}: {value}" for name, value in fields.items())
+    fields["put_off"] = f"by {waiting.put_off}, which had no room for it" if waiting.put_off else "no"
+    return "\n".join(f"{name}: {printable(str(value))}" for name, value in fields.items())

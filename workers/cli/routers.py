@@ -14,7 +14,7 @@ def reload(no_wait: NoWait = False, timeout: Timeout = WAIT, no_flush: NoFlush =
 
     async def work(fleet: Fleet) -> Result:
         async with writing(fleet, how(no_wait=no_wait, timeout=timeout, no_flush=no_flush)) as change:
-            return await change.release(await change.rules.release(), {})
+            return await change.release()
 
     run("reload", work, json=json)
 

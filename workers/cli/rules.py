@@ -5,6 +5,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from shared.fleet.change import ends_for_good
 from shared.fleet.release import WAIT
 from shared.mail.rule import Rule, make_rule, parse_expiry, parse_key, parse_share
 from shared.runtime.clock import now
@@ -12,7 +13,7 @@ from shared.store.overrides import Change, Overrides, Stored
 from workers.cli.change import Actor, IfVersion, Key, NoFlush, NoReload, NoWait, Timeout, how, writing
 from workers.cli.difference import ends, options
 from workers.cli.frame import Fleet, Json, Refusal, Result, ago, one_line, run, table
-from workers.cli.probe import TargetText, TlsText, TransportText, probed, unusable
+from workers.cli.probe import TargetText, TlsText, TransportText
 
 app = typer.Typer(no_args_is_help=True, help="Rules: deliver mail for one domain to another host instead.")
 
@@ -62,11 +63,7 @@ def set_(
             before, after = f"{rule.lookup_key} -> {rule.target_host}", ""
             for made in saved.changes:
                 after = _in_place_of(made)
-                if made.before and not made.before.expires_at and rule.expires_at:
-                    warnings.append(
-                        f"the rule {made.lookup_key} -> {made.before.target_host} had no end: when the new one ends, "
-                        "it is not put back, and mail goes where it would go without a rule"
-                    )
+            warnings += ends_for_good(saved)
             data = msgspec.structs.asdict(rule)
             return await change.go_on(saved, before + after, data, warnings=tuple(warnings))
 
@@ -220,7 +217,9 @@ async def _tried(fleet: Fleet, rule: Rule, *, force: bool) -> list[str]:
     Raises:
         Refusal: Mail sent there would be lost, bounced or stuck.
     """
-    found = await probed(fleet.settings, rule)
+    from shared.delivery.trial import tried, unusable  # noqa: PLC0415 - slow to load, and only needed here
+
+    found = await tried(fleet.settings, rule)
     if (refused := unusable(found)) and not force:
         raise Refusal(f"{'; '.join(refused)}; --force sets it all the same; nothing was changed")
     return [warning for each in found for warning in each.warnings]

@@ -1,0 +1,150 @@
+"""`pushpush queue bounce` and `pushpush queue remove`: end waiting mail by hand."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Annotated
+
+import msgspec
+import typer
+
+from shared.broker.events import Events
+from shared.broker.link import Link
+from shared.broker.publisher import Publisher
+from shared.broker.settle import Settler
+from shared.fleet import waiting
+from shared.fleet.waiting import Ended, Progress, Who
+from shared.runtime.clock import now
+from shared.store.deferred import Deferred
+from shared.store.pool import Pool
+from shared.store.selection import Selection
+from workers.cli.change import Actor
+from workers.cli.confirm import Yes, confirm
+from workers.cli.frame import CONFIRM, REFUSED, Fleet, Json, Refusal, Result, actor, counted, run
+from workers.cli.which import All, Domain, Error, Id, Older, Target, not_by_chance, selection
+
+_EVENTS_WAIT = 2.0  # seconds for the broker where only the journal is told by it
+
+End = Callable[[Selection, Pool, Progress], Awaitable[Ended]]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("bounce", epilog="Example: pushpush queue bounce --domain a.com --older 2d")(bounce)
+    app.command("remove", epilog="Example: pushpush queue remove --error 'mailbox full'")(remove)
+    app.command("delete", hidden=True)(remove)
+
+
+def bounce(
+    message: Id = None,
+    domain: Domain = None,
+    target: Target = None,
+    older: Older = None,
+    error: Error = None,
+    everything: All = False,
+    yes: Annotated[bool, Yes] = False,
+    who: Actor = None,
+    json: Json = False,
+) -> None:
+    """Give up waiting mail and tell its senders. Asks first, with the count. What is just being tried is left alone."""
+
+    async def work(fleet: Fleet) -> Result:
+        chosen = selection(message, domain=domain, target=target, older=older, error=error)
+        not_by_chance(chosen, everything=everything)
+        ours = Who(actor=actor(who), via="cli")
+
+        async def end(counted_as: Selection, pool: Pool, progress: Progress) -> Ended:
+            link = await fleet.link()
+            async with _events(link) as emit:
+                settler = Settler(
+                    Publisher(link, timeout=CONFIRM),
+                    Deferred(pool),
+                    hostname=fleet.settings.hostname,
+                    schedule=fleet.settings.schedule,
+                    emit=emit,
+                )
+                return await waiting.bounce(counted_as, pool, settler, who=ours, emit=emit, progress=progress)
+
+        return await _ended(fleet, "bounce", "bounced", chosen, end, yes=yes, json=json)
+
+    run("queue bounce", work, json=json)
+
+
+def remove(
+    message: Id = None,
+    domain: Domain = None,
+    target: Target = None,
+    older: Older = None,
+    error: Error = None,
+    everything: All = False,
+    yes: Annotated[bool, Yes] = False,
+    who: Actor = None,
+    json: Json = False,
+) -> None:
+    """Take waiting mail out for good, and tell nobody. Asks first, with the count."""
+
+    async def work(fleet: Fleet) -> Result:
+        chosen = selection(message, domain=domain, target=target, older=older, error=error)
+        not_by_chance(chosen, everything=everything)
+        ours = Who(actor=actor(who), via="cli")
+
+        async def end(counted_as: Selection, pool: Pool, progress: Progress) -> Ended:
+            async with _events(await fleet.link(wait=_EVENTS_WAIT)) as emit:
+                return await waiting.remove(counted_as, pool, who=ours, emit=emit, progress=progress)
+
+        return await _ended(fleet, "remove", "removed", chosen, end, yes=yes, json=json)
+
+    run("queue remove", work, json=json)
+
+
+async def _ended(fleet: Fleet, verb: str, done: str, chosen: Selection, end: End, *, yes: bool, json: bool) -> Result:
+    """Count, ask, end, and tell."""
+    pool = await fleet.pool()
+    deferred = Deferred(pool)
+    counted_as = chosen.as_of(now(), await deferred.newest())
+    count = await deferred.count(counted_as)
+    if not count and chosen.message_id is not None:
+        raise Refusal(f"no message {chosen.message_id} waits like that; `pushpush queue list` shows what waits")
+    if not count:
+        return Result(data={"matched": 0, done: 0}, text="nothing that waits matches")
+    told = "and tell their senders" if verb == "bounce" else "and tell nobody"
+    confirm(f"{verb} {counted(count, 'delivery', 'deliveries')} ({chosen}), {told}", yes=yes, json=json)
+    ended = await end(counted_as, pool, _progress(done, count, json=json))
+    fault = "" if not ended.unreadable else f"{counted(ended.unreadable, 'delivery', 'deliveries')} could not be read"
+    data = {"matched": count, done: ended.deliveries, **msgspec.structs.asdict(ended)}
+    return Result(data=data, text=_words(verb, done, ended), code=REFUSED if fault else 0, fault=fault)
+
+
+def _words(verb: str, done: str, ended: Ended) -> str:
+    words = [f"{counted(ended.deliveries, 'delivery', 'deliveries')} {done}"]
+    if verb == "bounce":
+        words.append(counted(ended.reports, "report sent", "reports sent"))
+        if ended.silent:
+            words.append(f"{ended.silent} ended in silence: reports themselves, or their senders want none")
+    if busy := ended.left - ended.unreadable:
+        words.append(f"{counted(busy, 'was', 'were')} just being tried, and left alone")
+    if ended.unreadable:
+        words.append(f"{counted(ended.unreadable, 'waits', 'wait')} on: not readable here, see the log")
+    return "; ".join(words)
+
+
+def _progress(done: str, count: int, *, json: bool) -> Progress:
+    def show(ended: Ended) -> None:
+        if not json and sys.stderr.isatty() and count > waiting.BATCH:
+            print(f"{done} {ended.deliveries} of {count}", file=sys.stderr)  # noqa: T201
+
+    return show
+
+
+@contextlib.asynccontextmanager
+async def _events(link: Link) -> AsyncIterator[Events]:
+    """Emit to the journal meanwhile; what cannot be told by the end is not."""
+    events = Events(link, room="operator")
+    running = asyncio.create_task(events.run())
+    try:
+        yield events
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await events.close()

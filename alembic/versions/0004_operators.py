@@ -41,6 +41,7 @@ CREATE TABLE events (
 CREATE INDEX events_by_message ON events (message_id);
 CREATE INDEX events_by_recipient ON events (recipient, at);
 CREATE INDEX events_by_sender ON events (sender, at) WHERE sender IS NOT NULL;
+CREATE INDEX events_by_time ON events (at, kind);
 CREATE INDEX events_by_header_id ON events (header_id) WHERE header_id IS NOT NULL;
 
 -- Which batches of events are recorded: one that comes twice, after a crash, counts once. What a source says it has
@@ -71,6 +72,13 @@ CREATE TABLE traffic (
     PRIMARY KEY (hour, domain, transport)
 );
 CREATE INDEX traffic_by_domain ON traffic (domain, hour);
+
+CREATE TABLE event_minutes (
+    minute timestamptz NOT NULL,           -- its beginning
+    kind   text NOT NULL,
+    events bigint NOT NULL,
+    PRIMARY KEY (minute, kind)
+);
 """
 
 DEAD = """
@@ -147,6 +155,7 @@ def downgrade() -> None:
         "DO $$ BEGIN IF EXISTS (SELECT FROM dead_letters) THEN RAISE EXCEPTION "
         "'dead letters would be lost: requeue or discard them first'; END IF; END $$"
     )
-    op.execute("DROP TABLE events, event_batches, traffic, dead_letters, sessions, tokens, login_failures, audit")
+    op.execute("DROP TABLE events, event_batches, event_minutes, traffic")
+    op.execute("DROP TABLE dead_letters, sessions, tokens, login_failures, audit")
     op.execute("DROP INDEX dns_override_changes_by_age, deferred_by_target, deferred_by_age")
     op.execute("ALTER TABLE deferred DROP COLUMN put_off")

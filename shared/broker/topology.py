@@ -66,6 +66,8 @@ JOURNAL_ARGUMENTS: Final[Mapping[str, str | int]] = {
     **_QUORUM,
     "x-max-length-bytes": 256 * 1024**2,  # some hours of a busy fleet
     "x-overflow": "drop-head",
+    # RabbitMQ 4 drops what came back 20 times; batches come back whenever the store is away for long.
+    "x-delivery-limit": 1_000_000,
 }
 
 

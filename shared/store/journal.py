@@ -5,6 +5,7 @@ transaction as its events and counters. Addresses are kept as the privacy settin
 `full`.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -44,6 +45,12 @@ _COUNT = f"""
     ON CONFLICT (hour, domain, transport) DO UPDATE
     SET {", ".join(f"{each} = t.{each} + excluded.{each}" for each in _SUMS)}
 """  # noqa: S608 - our own column names
+_COUNT_MINUTES = """
+    INSERT INTO event_minutes AS m (minute, kind, events)
+    SELECT * FROM unnest(%s::timestamptz[], %s::text[], %s::bigint[])
+    ON CONFLICT (minute, kind) DO UPDATE SET events = m.events + excluded.events
+"""
+_MINUTES = "2 days"  # that their counters are kept
 # The first batch that is kept of a source says how much it had emitted before; what has no later batch is not missed.
 _LOST = """
     WITH settled AS (
@@ -151,6 +158,7 @@ class Journal:
         async with self._pool.transaction() as connection:
             traffic = await connection.execute("DELETE FROM traffic WHERE hour < %s", (traffic_before,))
             batches = await connection.execute(_OLD_BATCHES)
+            await connection.execute("DELETE FROM event_minutes WHERE minute < now() - %s::interval", (_MINUTES,))
         return Pruned(days=days, traffic=traffic.rowcount, batches=batches.rowcount)
 
     async def lost(self) -> int:
@@ -195,6 +203,7 @@ class Journal:
             await _copy(connection, events, self._privacy)
             # Last, since journals wait for each other here; sorted, so that they do not do so in a circle.
             await _count(connection, events)
+            await _count_minutes(connection, events)
         return new
 
 
@@ -217,6 +226,13 @@ async def _count(connection: Connection, events: Sequence[_Kept]) -> None:
     if sums:
         rows = [(*key, *sums[key]) for key in sorted(sums)]
         await connection.execute(_COUNT, [list(each) for each in zip(*rows, strict=True)])
+
+
+async def _count_minutes(connection: Connection, events: Sequence[_Kept]) -> None:
+    sums = Counter((at.replace(second=0, microsecond=0), event.kind) for at, event in events)
+    if sums:
+        rows = [(*key, sums[key]) for key in sorted(sums)]
+        await connection.execute(_COUNT_MINUTES, [list(each) for each in zip(*rows, strict=True)])
 
 
 def _row(event: Event, at: datetime, privacy: Privacy) -> tuple[object, ...]:

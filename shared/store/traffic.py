@@ -1,4 +1,4 @@
-"""How much mail went where: by domain and hour for as long as counters are kept, by the minute while events are.
+"""How much mail went where: by domain and hour for as long as counters are kept, by the minute for the last two days.
 
 What is counted are recipients: a message for three people at one domain counts three times.
 """
@@ -101,7 +101,7 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Traffic:
-    """The table `traffic`, and the newest of `events`, for whoever reads them."""
+    """The tables `traffic` and `event_minutes`, and the newest of `events`, for whoever reads them."""
 
     def __init__(self, pool: Pool) -> None:
         """Use a pool."""
@@ -182,19 +182,15 @@ class Traffic:
             StoreUnavailable: The store cannot be asked.
         """
         kinds = ", ".join(
-            f"coalesce(sum(n) FILTER (WHERE kind = '{each}'), 0)::bigint AS {each}" for each in ("routed", *_KINDS)
+            f"coalesce(sum(events) FILTER (WHERE kind = '{each}'), 0)::bigint AS {each}" for each in ("routed", *_KINDS)
         )
         rows = await self._all(
             MinuteTraffic,
             f"""
-            WITH span AS (SELECT date_trunc('minute', now()) AS last), counted AS (
-                SELECT date_bin('1 minute', at, 'epoch') AS minute, kind, count(*) AS n FROM events
-                WHERE at >= (SELECT last FROM span) - make_interval(mins => %(back)s) AND at <= now()
-                GROUP BY 1, 2
-            )
+            WITH span AS (SELECT date_trunc('minute', now()) AS last)
             SELECT m AS minute, {kinds}
             FROM span, generate_series(last - make_interval(mins => %(back)s), last, interval '1 minute') AS m
-            LEFT JOIN counted ON counted.minute = m GROUP BY m ORDER BY m
+            LEFT JOIN event_minutes ON minute = m GROUP BY m ORDER BY m
             """,  # noqa: S608
             {"back": minutes - 1},
         )

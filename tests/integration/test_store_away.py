@@ -40,6 +40,7 @@ TABLES = [
     "dns_override_changes",
     "dns_overrides",
     "event_batches",
+    "event_minutes",
     "events",
     "login_failures",
     "mta_sts_policies",

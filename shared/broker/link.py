@@ -26,6 +26,7 @@ log = structlog.get_logger()
 RETRY = (0.2, 0.5, 1.0, 2.0)  # seconds between attempts to connect; the last one repeats
 STABLE = 5.0  # seconds; a connection that ends sooner is not made anew at once, lest good mail go round and round
 HEARTBEAT = 30  # seconds
+SET_UP = 120.0  # seconds for all that is declared and begun on a new connection
 FAULTS = (AMQPError, OSError, asyncio.TimeoutError, RuntimeError)  # what a lost connection raises, wherever it shows
 
 OnUp = Callable[[AbstractConnection], Awaitable[None]]
@@ -144,13 +145,15 @@ class Link:
         )
         try:
             connection.close_callbacks.add(on_close)
-            channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-            channel.close_callbacks.add(on_close)
-            await topology.declare(channel)
-            self._channel = channel
-            self._publishing = cast("aiormq.Channel", await channel.get_underlay_channel())
-            if self._on_up is not None:
-                await self._on_up(connection)
+            # A broker that answers heartbeats and nothing else, as one may after a crash, is tried anew.
+            async with asyncio.timeout(SET_UP):
+                channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+                channel.close_callbacks.add(on_close)
+                await topology.declare(channel)
+                self._channel = channel
+                self._publishing = cast("aiormq.Channel", await channel.get_underlay_channel())
+                if self._on_up is not None:
+                    await self._on_up(connection)
             self._health.well("broker")
             self._up.set()
             log.info("broker connected")

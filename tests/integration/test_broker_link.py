@@ -9,6 +9,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from deploy.local.services import RabbitMQ
+from shared.broker import link as link_module
 from shared.broker import topology
 from shared.broker.consumer import Consumer, Incoming
 from shared.broker.link import Link
@@ -245,3 +246,22 @@ async def _has_kept(queues: Queues) -> bool:
 async def _fill(publisher: Publisher) -> None:
     for _ in range(200):  # RabbitMQ notices that a quorum queue is full a little late
         await publisher.raw("test.full", b"x")
+
+
+async def test_a_broker_that_does_not_answer_while_all_is_set_up_is_tried_anew(
+    rabbitmq: RabbitMQ, queues: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that only beats its heart, as after a crash, must not keep a room deaf until somebody restarts it."""
+    del queues
+    monkeypatch.setattr(link_module, "SET_UP", 0.5)
+    asked = 0
+
+    async def on_up(_: AbstractConnection) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await asyncio.Event().wait()
+
+    async with Link(rabbitmq.url, name="test", on_up=on_up) as link:
+        await asyncio.wait_for(link.wait_up(), 10)
+    assert 2 == asked

@@ -28,8 +28,9 @@ REFUSED, USAGE, AWAY, LATE, CONFIG = 1, 2, 3, 4, 78  # exit codes
 CONFIRM = 30.0  # seconds to wait for the broker's word
 LOCAL = Path(".run/pushpush.env")  # where `make up` says how to reach its broker and database
 MAX_ACTOR = 200  # characters
-# What PostgreSQL or JSON cannot hold, or would do things to a terminal; a bad byte of argv arrives as a surrogate.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# What PostgreSQL or JSON cannot hold, or would do things to a terminal, such as show text in another order than it has;
+# a bad byte of argv arrives as a surrogate.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 

@@ -14,7 +14,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench import delivery, journal, rules
+from bench import delivery, journal, panel, rules
 from bench.events import events_cost
 from bench.measure import Figure, opened
 from bench.scenes import bare_library, end_to_end, idle_rooms, router_alone
@@ -29,6 +29,7 @@ SCENES = (
     events_cost,
     *rules.SCENES,
     *journal.SCENES,
+    panel.panel,
 )
 
 

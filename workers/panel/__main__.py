@@ -60,6 +60,7 @@ async def prune(sessions: Sessions) -> None:
 async def _serve(made: Server, state: health.Health, stop: asyncio.Event) -> None:
     """Serve until told to stop, then finish what is being answered."""
     listener = made.config.bind_socket()  # ends the process, with a line in the log, when the port is taken
+    listener.listen(made.config.backlog)  # whoever comes from now on is answered, so that "ready" is true
     serving, stopping = asyncio.create_task(made.serve(sockets=[listener])), asyncio.create_task(stop.wait())
     state.well("web")
     await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)

@@ -22,6 +22,8 @@ def run() -> None:
         context.configure(connection=connection, transaction_per_migration=False)
         with context.begin_transaction():
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+            # Whoever waits for a table keeps all others from it. Better to give up, and come again.
+            connection.execute(text("SET LOCAL lock_timeout = '2s'"))
             context.run_migrations()
     engine.dispose()
 

@@ -29,7 +29,6 @@ log = structlog.get_logger()
 MOST = 10_000  # events that wait here at most: a few MB
 BATCH = 500  # events in one batch
 INTERVAL = 0.25  # seconds that an event waits for others
-_CONFIRM = 5.0  # seconds to wait for the broker's word
 _PAUSE = 1.0  # seconds between two tries
 _CLOSE = 1.0  # seconds
 _LAST = 2.0  # seconds for what is left at the end
@@ -49,7 +48,8 @@ class Events:
         self._waiting: deque[Event] = deque(maxlen=MOST)
         self._emitted = 0
         self._number = 0
-        self._pending: bytes | None = None  # a batch that may or may not be published; it keeps its number
+        # A batch that may or may not be published, and how many events it has; it keeps its number.
+        self._pending: tuple[bytes, int] | None = None
         self._full = asyncio.Event()
         self._channel: Channel | None = None
         self._told = False
@@ -66,30 +66,33 @@ class Events:
     async def run(self) -> None:
         """Publish again and again; never ends, and no fault of the broker ends it."""
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(INTERVAL):
                     await self._full.wait()
-            except TimeoutError:
-                pass
             self._full.clear()
-            if not await self._published():
+            if not await self._published(all_=False):
                 await asyncio.sleep(_PAUSE)
 
-    async def close(self) -> None:
-        """Publish what is left, if that can be done soon."""
-        try:
+    async def close(self) -> int:
+        """Publish what is left, if that can be done soon; return how many events are not known to be published."""
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST):
-                await self._published()
-        except TimeoutError:
-            log.warning("the last events could not be published", events=len(self._waiting))
+                await self._published(all_=True)
+        left = len(self._waiting) + (0 if self._pending is None else self._pending[1])
+        if left:
+            _DROPPED.inc(left)
+            log.warning("the last events could not be published", events=left)
+        return left
 
-    async def _published(self) -> bool:
-        """Publish all that waits; say whether that went well."""
+    async def _published(self, *, all_: bool) -> bool:
+        """Publish what waits, of much only full batches unless all is meant; say whether that went well."""
         try:
-            while self._pending is not None or self._waiting:
+            once = True
+            while self._pending is not None or len(self._waiting) >= (1 if once or all_ else BATCH):
+                once = False
                 if self._pending is None:
                     self._pending = self._next()
-                await self._publish(self._pending)
+                await self._publish(self._pending[0])
                 self._pending = None
         except BrokerUnavailable as error:
             # That the broker is away is told by the link; here only what else may be wrong.
@@ -100,19 +103,26 @@ class Events:
         except Exception:
             # A fault of our own must not end the room: the mail does not need these.
             log.exception("events could not be published, and are dropped")
+            _DROPPED.inc(0 if self._pending is None else self._pending[1])
             self._pending = None
             return False
         self._told = False
         return True
 
-    def _next(self) -> bytes:
+    def _next(self) -> tuple[bytes, int]:
         events = tuple(self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting))))
         self._number += 1
         _EMITTED.inc(len(events))
         emitted = self._emitted - len(self._waiting)
-        return event.encode(Batch(source=self._source, number=self._number, emitted=emitted, events=events))
+        batch = Batch(source=self._source, number=self._number, emitted=emitted, events=events)
+        return event.encode(batch), len(events)
 
     async def _publish(self, batch: bytes) -> None:
+        """Publish a batch, and wait for the broker's word as long as the channel lives.
+
+        A broker that is short of memory or disk keeps everybody waiting. Whoever gave up and came again on a channel of
+        their own would use up those that the connection has, and the mail its connection.
+        """
         channel = await self._opened()
         try:
             # Not mandatory: without a queue nobody wants to know.
@@ -121,13 +131,10 @@ class Events:
                 exchange=topology.EVENTS,
                 routing_key=self._room,
                 properties=Basic.Properties(delivery_mode=_PERSISTENT, content_type="application/json"),
-                timeout=_CONFIRM,
             )
         except BaseException as error:
-            self._channel = None
             if not lost(error, channel):
                 raise
-            await _close(channel)
             raise BrokerUnavailable(f"RabbitMQ did not take events: {error!r}") from error
 
     async def _opened(self) -> Channel:
@@ -138,9 +145,13 @@ class Events:
         if self._channel is not None and not self._channel.is_closed and self._channel.connection is ours.connection:
             return self._channel
         try:
-            async with asyncio.timeout(_CONFIRM):
-                channel = cast("Channel", await ours.connection.channel())
+            self._channel = None
+            channel = cast("Channel", await ours.connection.channel())
+            try:
                 await topology.declare_events(channel)
+            except BaseException:
+                await _close(channel)
+                raise
         except BaseException as error:
             if not lost(error, ours):
                 raise
@@ -150,7 +161,7 @@ class Events:
 
 
 async def _close(channel: Channel) -> None:
-    """Close a channel of which it is not known how it is, so that they do not grow in number."""
+    """Close a channel that is of no use, unless the broker has done so, so that they do not grow in number."""
     with contextlib.suppress(*FAULTS):
         async with asyncio.timeout(_CLOSE):
             await channel.close()

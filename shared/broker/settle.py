@@ -54,14 +54,16 @@ class Settler:
         schedule: Schedule,
         clock: Clock = now,
         emit: Emit = to_nobody,
+        room: str = "router",
     ) -> None:
-        """Use a publisher and a waiting room; reports are signed with the hostname."""
+        """Use a publisher and a waiting room; reports are signed with the hostname, and told of by the room."""
         self._publisher = publisher
         self._waiting = waiting
         self._hostname = hostname
         self._schedule = schedule
         self._now = clock
         self._emit = emit
+        self._room = room
 
     async def settle(self, delivery: Delivery, message: bytes, verdicts: Mapping[str, Disposition]) -> list[str]:
         """Do what was decided for each recipient, and tell the sender, in one report for each kind of news.
@@ -264,7 +266,8 @@ class Settler:
             headers={"mail_from": "", "rcpt_to": [delivery.envelope.mail_from], "smtputf8": report.smtputf8},
         )
         log.info("reported", id=delivery.id, action=report.action, recipients=len(recipients), report=report.id)
-        self._emit(reported(delivery, recipients, action=report.action, report=report.id, at=report.now))
+        told = reported(delivery, recipients, room=self._room, action=report.action, report=report.id, at=report.now)
+        self._emit(told)
 
 
 def _to_report(verdicts: Mapping[str, Disposition], action: dsn.Action) -> dict[str, Disposition]:

@@ -38,7 +38,7 @@ def run(by: Transport, open_transport: Open) -> None:
             publisher = Publisher(link)
             events = Events(link, room=by)
             settler = Settler(
-                publisher, Deferred(pool), hostname=settings.hostname, schedule=settings.schedule, emit=events
+                publisher, Deferred(pool), hostname=settings.hostname, schedule=settings.schedule, emit=events, room=by
             )
             actor = Actor(
                 by,

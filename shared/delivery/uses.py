@@ -21,11 +21,13 @@ class BodyGoneError(Exception):
 
     Attributes:
         recipients: Those who need it.
+        envelope: Of the message, with others too.
     """
 
-    def __init__(self, reason: str, recipients: tuple[str, ...]) -> None:
+    def __init__(self, reason: str, recipients: tuple[str, ...], envelope: Envelope) -> None:
         super().__init__(reason)
         self.recipients = recipients
+        self.envelope = envelope
 
 
 def without(envelope: Envelope, recipients: Collection[str]) -> Envelope:
@@ -45,13 +47,13 @@ def still_due(envelope: Envelope, head: Head | None) -> Envelope:
         BodyGoneError: Some have not ended, and the body is not there.
     """
     if head is None:
-        raise BodyGoneError(f"body {envelope.body_ref} is not in the store", envelope.rcpt_to)
+        raise BodyGoneError(f"body {envelope.body_ref} is not in the store", envelope.rcpt_to, envelope)
     left = without(envelope, head.ended)
     if ended := len(envelope.rcpt_to) - len(left.rcpt_to):
         log.warning("a double: it has ended already", id=envelope.id, body=envelope.body_ref, recipients=ended)
     if head.freed and left.rcpt_to:
         # A message that names what `pushpush send` or a router stored for another: nobody knew of it in time.
-        raise BodyGoneError(f"body {envelope.body_ref} was freed before these had ended", left.rcpt_to)
+        raise BodyGoneError(f"body {envelope.body_ref} was freed before these had ended", left.rcpt_to, envelope)
     return left
 
 

@@ -9,8 +9,9 @@ from typing import Literal, assert_never
 
 import msgspec
 
+from shared.mail.address import domain_of
 from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, NextTarget, RetryAt, Wait
-from shared.mail.envelope import Delivery
+from shared.mail.envelope import Delivery, Envelope
 
 Kind = Literal[
     "routed",  # a new message was given its route
@@ -189,16 +190,35 @@ def settled(
     return events
 
 
-def reported(delivery: Delivery, recipients: Sequence[str], *, action: str, report: str, at: datetime) -> list[Event]:
+def reported(
+    delivery: Delivery, recipients: Sequence[str], *, room: str, action: str, report: str, at: datetime
+) -> list[Event]:
     """Return what is told of recipients of whom the sender was told; `reply` says that they failed, are late, ..."""
-    return [
-        _about(delivery, each, "reported", at=at, room="router", reply=action, report=report) for each in recipients
-    ]
+    return [_about(delivery, each, "reported", at=at, room=room, reply=action, report=report) for each in recipients]
 
 
 def set_aside(delivery: Delivery, recipients: Sequence[str], *, room: str, reason: str, at: datetime) -> list[Event]:
     """Return what is told of recipients whose mail was set aside for people to see."""
     return [_about(delivery, each, "failed", at=at, room=room, reply=reason) for each in recipients]
+
+
+def unrouted(envelope: Envelope, recipients: Sequence[str], *, reason: str, at: datetime, size: int) -> list[Event]:
+    """Return what is told of recipients whose message was set aside before it had a route."""
+    return [
+        Event(
+            at=at,
+            kind="failed",
+            id=envelope.id,
+            recipient=each,
+            domain=domain_of(each),
+            room="router",
+            reply=reason,
+            size=size,
+            accepted_at=envelope.accepted_at,
+            sender=envelope.mail_from,
+        )
+        for each in recipients
+    ]
 
 
 def _about(

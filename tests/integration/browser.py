@@ -11,11 +11,15 @@ from typing import Literal
 import pytest
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 
+from shared.mail.rule import make_rule
+from shared.store.overrides import Overrides
+from shared.store.pool import Pool
 from shared.store.tokens import Role
 from tests.integration.panels import Panel
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE = 360  # pixels
+LAN = "panel.lan"  # a name of this machine that browsers do not trust as they trust 127.0.0.1
 _STATUS = re.compile(r"the server responded with a status of (\d+)")
 
 
@@ -85,7 +89,8 @@ async def chromium() -> AsyncIterator[Browser]:
         pytest.skip("no Chromium is installed")
     async with async_playwright() as playwright:
         # As root, as in a container, Chromium has no sandbox; it only sees our own pages.
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        args = ["--no-sandbox", f"--host-resolver-rules=MAP {LAN} 127.0.0.1"]
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=args)
         yield browser
         await browser.close()
 
@@ -138,3 +143,9 @@ async def visit(chromium: Browser, panel: Panel) -> AsyncIterator[Visit]:
     """Somebody who may change rules and mail."""
     async with visiting(chromium, panel) as visit:
         yield visit
+
+
+async def have(pool: Pool, *keys: str, target: str = "b.example", comment: str = "") -> None:
+    """Save and release rules, one version each."""
+    for key in keys:
+        await Overrides(pool).set(make_rule(key, target, comment=comment), actor="Ann", release=True)

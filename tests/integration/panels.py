@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-import psycopg
 import pytest
 
 from shared.runtime.settings import Settings
@@ -84,16 +83,7 @@ async def running(settings: Settings, pool: Pool, **changes: object) -> AsyncIte
 
 
 @pytest.fixture
-def access_tables(database: str) -> str:
-    """The URL of the database, without tokens, sessions, counted tries, or an audit log."""
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute("TRUNCATE tokens, sessions, login_failures, audit, dead_letters, events, traffic")
-    return database
-
-
-@pytest.fixture
-async def panel(settings: Settings, pool: Pool, access_tables: str) -> AsyncIterator[Panel]:
+async def panel(settings: Settings, pool: Pool) -> AsyncIterator[Panel]:
     """A panel that runs, with empty tables."""
-    del access_tables
     async with running(settings, pool) as panel:
         yield panel

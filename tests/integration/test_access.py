@@ -10,7 +10,6 @@ from shared.store.pool import Pool
 from shared.store.tokens import TakenError, TokenError, Tokens
 from tests.integration.conftest import Wire, through, until
 from tests.integration.panels import ADMIN_TOKEN, Panel, running
-from tests.integration.panels import access_tables as access_tables  # noqa: PLC0414 - a fixture
 from tests.integration.panels import panel as panel  # noqa: PLC0414
 
 RULE = {"target_host": "b.example"}
@@ -80,9 +79,8 @@ class TestTokens:
     @pytest.mark.parametrize(
         "name", ["", " a", "a\n", "a" * 101, "admin-token", "Scheduler", "<b>", "a\x00b", "é\ud800"]
     )
-    async def test_a_name_that_is_none(self, access_tables: str, pool: Pool, name: str) -> None:
+    async def test_a_name_that_is_none(self, pool: Pool, name: str) -> None:
         """It would do things to a page or a terminal, or be taken for somebody else."""
-        del access_tables
         with pytest.raises(TokenError):
             await Tokens(pool).make(name, "viewer", by="test", via="cli")
 
@@ -92,11 +90,8 @@ class TestTokens:
             answer = (await client.get("/api/v1/session")).json()
         assert ("admin-token", "admin", "api") == (answer["name"], answer["role"], answer["via"])
 
-    async def test_without_admin_token_an_empty_one_opens_nothing(
-        self, settings: Settings, pool: Pool, access_tables: str
-    ) -> None:
+    async def test_without_admin_token_an_empty_one_opens_nothing(self, settings: Settings, pool: Pool) -> None:
         """Not set is not empty."""
-        del access_tables
         async with running(settings, pool, admin_token=None) as panel:
             for secret in ("None", "pp_", '"'):
                 async with panel.client(Authorization=f"Bearer {secret}") as client:
@@ -256,7 +251,7 @@ class TestSessions:
         for each in answers:
             assert "default-src 'none'" in each.headers["content-security-policy"]
             assert "unsafe" not in each.headers["content-security-policy"]
-            assert ("nosniff", "no-referrer", "no-store") == tuple(
+            assert ("nosniff", "same-origin", "no-store") == tuple(
                 each.headers[name] for name in ("x-content-type-options", "referrer-policy", "cache-control")
             )
             assert "server" not in each.headers
@@ -265,9 +260,8 @@ class TestSessions:
 class TestProxies:
     """Who stands in front is believed only where the setting says so."""
 
-    async def test_addresses(self, settings: Settings, pool: Pool, access_tables: str) -> None:
+    async def test_addresses(self, settings: Settings, pool: Pool) -> None:
         """A stranger cannot choose the address that failed tries are counted against, nor one of their network."""
-        del access_tables
         async with (
             running(settings, pool, panel_proxies=("127.0.0.0/8", "10.0.0.1")) as panel,
             panel.client() as client,
@@ -297,7 +291,6 @@ class TestProxies:
 class TestAway:
     """Without broker or database."""
 
-    @pytest.mark.usefixtures("access_tables")
     async def test_it_starts_without_them_and_says_so(self, settings: Settings, pool: Pool) -> None:
         """503 in the one shape, also for a login, and nobody gets in because it cannot be known who they are."""
         away = {"database_url": "postgresql://nobody@127.0.0.1:9/none", "amqp_url": "amqp://127.0.0.1:9/"}
@@ -314,10 +307,10 @@ class TestAway:
         assert (503, None) == (rpc["status"], rpc["body"])
 
     async def test_the_database_goes_and_comes(
-        self, settings: Settings, pool: Pool, store_wire: Wire, postgres: object, access_tables: str
+        self, settings: Settings, pool: Pool, store_wire: Wire, postgres: object
     ) -> None:
         """Nobody needs to start anything again."""
-        del postgres, access_tables
+        del postgres
         url = through(settings.database_url, store_wire)
         async with running(settings, pool, database_url=url) as panel, panel.client(ADMIN_TOKEN) as client:
             statuses = [(await client.get("/api/v1/overrides")).status_code]
@@ -331,11 +324,8 @@ class TestAway:
 
             await until(back, within=20)
 
-    async def test_a_rule_is_saved_while_the_broker_is_away(
-        self, settings: Settings, pool: Pool, access_tables: str
-    ) -> None:
+    async def test_a_rule_is_saved_while_the_broker_is_away(self, settings: Settings, pool: Pool) -> None:
         """And it is said that nobody was told of it."""
-        del access_tables
         away = "amqp://127.0.0.1:9/"
         async with running(settings, pool, amqp_url=away) as panel, panel.client(ADMIN_TOKEN) as client:
             answer = (await client.put("/api/v1/overrides/a.example?wait=1", json=RULE)).json()

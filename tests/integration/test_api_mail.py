@@ -17,7 +17,6 @@ from shared.store.journal import Journal
 from shared.store.pool import Pool
 from tests.integration.conftest import MESSAGE, NOON, Queues, delivery, until
 from tests.integration.panels import ADMIN_TOKEN, Panel, running
-from tests.integration.panels import access_tables as access_tables  # noqa: PLC0414 - a fixture
 from tests.integration.panels import panel as panel  # noqa: PLC0414
 from tests.integration.test_api_rules import error
 
@@ -126,11 +125,8 @@ class TestWaiting:
 
         await until(journaled, wanted="events of what an operator did")
 
-    async def test_without_the_broker_nothing_is_bounced(
-        self, settings: Settings, pool: Pool, access_tables: str
-    ) -> None:
+    async def test_without_the_broker_nothing_is_bounced(self, settings: Settings, pool: Pool) -> None:
         """503; the mail waits on. It is still listed, and the stats say why they have no queues."""
-        del access_tables
         await wait(pool, 1)
         away = "amqp://127.0.0.1:9/"
         async with running(settings, pool, amqp_url=away) as panel, panel.client(ADMIN_TOKEN) as client:
@@ -198,8 +194,7 @@ class TestJournal:
     """What became of mail."""
 
     @pytest.fixture(autouse=True)
-    async def _events(self, pool: Pool, access_tables: str) -> None:
-        del access_tables
+    async def _events(self, pool: Pool) -> None:
         at = now() - timedelta(minutes=2)
         first = Event(
             at=at,

@@ -15,7 +15,6 @@ from shared.store.pool import Pool
 from shared.store.routers import Routers
 from tests.integration import rooms
 from tests.integration.panels import Panel
-from tests.integration.panels import access_tables as access_tables  # noqa: PLC0414 - a fixture
 from tests.integration.panels import panel as panel  # noqa: PLC0414
 
 RULES = "/api/v1/overrides"

@@ -8,7 +8,6 @@ import pytest
 from shared.runtime.settings import Settings
 from shared.store.pool import Pool
 from tests.integration.panels import ADMIN_TOKEN, running
-from tests.integration.panels import access_tables as access_tables  # noqa: PLC0414 - a fixture
 from tests.peers.dns import DnsPeer
 
 # What is allowed by its shape is still refused where it is no domain, no target or no age: no pattern says what is one.
@@ -17,9 +16,8 @@ _EXAMPLES = 8  # of each operation, besides those at the edges of each field
 
 
 @pytest.mark.timeout(600)  # 2,500 requests
-async def test_schemathesis_finds_nothing(settings: Settings, pool: Pool, access_tables: str) -> None:
+async def test_schemathesis_finds_nothing(settings: Settings, pool: Pool) -> None:
     """Every operation but the probe, which connects to wherever it is told; not without a login, either."""
-    del access_tables
     async with DnsPeer() as dns:
         host, _, port = dns.address.rpartition(":")
         async with running(settings, pool, dns_servers=((host, int(port)),)) as panel:

@@ -6,10 +6,8 @@ from shared.mail.rule import make_rule
 from shared.store.audit import Audit, Cursor
 from shared.store.overrides import Overrides
 from shared.store.pool import Pool
-from tests.integration.panels import access_tables as access_tables  # noqa: PLC0414 - a fixture
 
 
-@pytest.mark.usefixtures("access_tables")
 async def test_acts_and_changes_of_rules_together(pool: Pool) -> None:
     """The latest first; a change of many rules is one line; a page begins where the one before ended."""
     audit, rules = Audit(pool), Overrides(pool)

@@ -10,13 +10,11 @@ from shared.store.audit import Audit
 from shared.store.pool import Pool
 from shared.store.tokens import Access, Tokens
 from tests.integration.command_line import CommandLine, commands
-from tests.integration.panels import access_tables as access_tables  # noqa: PLC0414 - a fixture
 
 
 @pytest.fixture
-async def pushpush(settings: Settings, access_tables: str) -> AsyncIterator[CommandLine]:
+async def pushpush(settings: Settings) -> AsyncIterator[CommandLine]:
     """The command line, with no tokens."""
-    del access_tables
     async with commands(settings) as line:
         yield line
 

@@ -106,9 +106,13 @@ async def test_a_batch_whose_confirm_was_lost_comes_again_under_its_number(
         async with emitted(link) as events:
             events(happened(1))
             assert 1 == (await batch(queues)).number
-            broker_wire.passing.clear()  # it cannot be published, nor confirmed
+            assert link.publishing is not None
+            channels = len(link.publishing.connection.channels)
+            broker_wire.passing.clear()  # it cannot be published, nor confirmed, as with a broker short of memory
             events(happened(1, first=1))
-            await asyncio.sleep(emitting.INTERVAL * 2)
+            await asyncio.sleep(emitting.INTERVAL * 8)
+            # Each try on a channel of its own would use them up, and the mail's connection with them.
+            assert channels == len(link.publishing.connection.channels)
             await broker_wire.cut()
             broker_wire.passing.set()
             await broker_wire.mend()
@@ -279,6 +283,18 @@ async def test_a_message_that_comes_again_is_rerouted(settings: Settings, queues
         await queues.put(topology.REROUTE, codec.encode(delivery(attempts=1), MESSAGE))
         (again,) = (await batch(queues)).events
     assert ("rerouted", "m1", None) == (again.kind, again.id, again.sender)
+
+
+async def test_a_message_without_its_body_is_told_as_failed(settings: Settings, queues: Queues) -> None:
+    """It is set aside before it has a route, and its trace begins and ends there."""
+    async with running(settings):
+        headers = {"mail_from": "a@from.example", "rcpt_to": ["b@a.example"], "body_ref": "nowhere"}
+        await queues.put(topology.OUTBOUND, b"", headers=headers, content_type="message/rfc822", message_id="q1")
+        (failed,) = (await batch(queues)).events
+    assert ("failed", "q1", "b@a.example", "a@from.example") == (
+        failed.kind, failed.id, failed.recipient, failed.sender,
+    )  # fmt: skip
+    assert "not in the store" in failed.reply
 
 
 async def test_a_message_that_is_refused_at_once_is_told_whole(settings: Settings, queues: Queues) -> None:

@@ -5,11 +5,10 @@ import contextlib
 import pytest
 from playwright.async_api import Browser
 
-from tests.integration.browser import Visit, visiting
+from tests.integration.browser import LAN, Visit, visiting, watched
 from tests.integration.browser import chromium as chromium  # noqa: PLC0414 - a fixture
 from tests.integration.browser import visit as visit  # noqa: PLC0414
 from tests.integration.panels import Panel
-from tests.integration.panels import access_tables as access_tables  # noqa: PLC0414
 from tests.integration.panels import panel as panel  # noqa: PLC0414
 
 PAGES = (
@@ -72,6 +71,15 @@ class TestDoor:
             await visit.page.wait_for_url("**/login")
             await visit.page.goto("/audit")
             assert "/login" in visit.page.url
+
+    async def test_by_plain_http_in_a_network(self, chromium: Browser, panel: Panel) -> None:
+        """Where browsers tell less of where a form comes from: in, an action, and out."""
+        url = panel.url.replace("127.0.0.1", LAN)
+        async with watched(chromium, url) as visit:
+            await visit.log_in(await panel.token("operator", "Olga"))
+            await visit.go("/dead")
+            await visit.click("Sign out")
+            await visit.page.wait_for_url("**/login")
 
     @pytest.mark.parametrize(
         "elsewhere", ["https://evil.example/", "//evil.example/", "/\\evil.example", "javascript:x"]

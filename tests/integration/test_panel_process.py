@@ -16,7 +16,6 @@ from shared.store.pool import Pool
 from shared.store.tokens import Tokens
 from tests.integration.conftest import until
 from tests.integration.panels import ADMIN_TOKEN, running
-from tests.integration.panels import access_tables as access_tables  # noqa: PLC0414 - a fixture
 from tests.peers.mxdeliv import free_port
 from workers.panel import server
 from workers.panel.app import create_app
@@ -75,7 +74,6 @@ async def answers(url: str) -> bool:
             return False
 
 
-@pytest.mark.usefixtures("access_tables")
 async def test_it_tells_no_secrets(settings: Settings, pool: Pool) -> None:
     """Whatever is logged, and whoever failed to log in, no token, cookie or form is in the log."""
     secret = await Tokens(pool).make("ann", "admin", by="test", via="cli")
@@ -117,7 +115,6 @@ async def test_settings_that_are_not_usable(settings: Settings) -> None:
     assert (3, True) == (code, "address already in use" in log.lower())
 
 
-@pytest.mark.usefixtures("access_tables")
 async def test_a_fault_that_nobody_foresaw(settings: Settings, pool: Pool) -> None:
     """500 in the one shape, without a word of what it was; with the fields that guard a browser."""
 
@@ -134,7 +131,6 @@ async def test_a_fault_that_nobody_foresaw(settings: Settings, pool: Pool) -> No
     assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 
-@pytest.mark.usefixtures("access_tables")
 async def test_who_asks_nothing_does_not_stay(settings: Settings, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stranger who sends a byte now and then cannot hold a connection; who waits for an answer, and asks on, can."""
     monkeypatch.setattr(server, "PATIENCE", 0.5)

@@ -15,7 +15,6 @@ from tests.integration.browser import PHONE, Visit, visiting
 from tests.integration.browser import chromium as chromium  # noqa: PLC0414 - a fixture
 from tests.integration.browser import visit as visit  # noqa: PLC0414
 from tests.integration.panels import Panel
-from tests.integration.panels import access_tables as access_tables  # noqa: PLC0414
 from tests.integration.panels import panel as panel  # noqa: PLC0414
 from tests.peers.mxdeliv import MxdelivPeer
 

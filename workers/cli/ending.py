@@ -63,6 +63,7 @@ def bounce(
                     hostname=fleet.settings.hostname,
                     schedule=fleet.settings.schedule,
                     emit=emit,
+                    room="operator",
                 )
                 return await waiting.bounce(counted_as, pool, settler, who=ours, emit=emit, progress=progress)
 

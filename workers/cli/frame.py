@@ -113,7 +113,7 @@ def run(command: str, work: Callable[[Fleet], Awaitable[Result]], *, json: bool)
         sys.stdout.buffer.flush()
     else:
         # Facts are not wrapped or coloured away: they may be read by another program, too.
-        Console(highlight=False, soft_wrap=isinstance(result.text, str), markup=False).print(result.text)
+        Console(highlight=False, soft_wrap=isinstance(result.text, str), markup=False, emoji=False).print(result.text)
     raise typer.Exit(result.code)
 
 

@@ -45,7 +45,9 @@ def top(
 async def _live(pool: Pool, limit: int) -> None:
     """Show it again and again; Ctrl-C is how it ends."""
     shown: Table | str = "one moment"
-    with Live(shown, console=Console(highlight=False, markup=False), screen=True, auto_refresh=False) as live:
+    with Live(
+        shown, console=Console(highlight=False, markup=False, emoji=False), screen=True, auto_refresh=False
+    ) as live:
         try:
             while True:
                 try:

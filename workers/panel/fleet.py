@@ -47,6 +47,7 @@ class Fleet:
             hostname=settings.hostname,
             schedule=settings.schedule,
             emit=self.emit,
+            room="operator",
         )
 
     @cached_property

@@ -35,8 +35,8 @@ _FIELDS = {
     "Content-Security-Policy": _CSP,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
+    # Not `no-referrer`: forms of such a page come from the origin "null", and by plain HTTP nothing else tells it.
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
@@ -67,6 +67,8 @@ class Gate:
                 fields = MutableHeaders(scope=message)
                 for name, value in (*_FIELDS.items(), ("Cache-Control", kept)):
                     fields[name] = value
+                if scope.get("state", {}).get("secure"):  # by plain HTTP browsers complain of it, and pass over it
+                    fields["Cross-Origin-Opener-Policy"] = "same-origin"
             await send(message)
 
         try:

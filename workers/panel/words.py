@@ -54,6 +54,11 @@ def plural(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def sentence(text: str) -> str:
+    """Return a phrase of the fleet's own as a sentence."""
+    return f"{text[:1].upper()}{text[1:]}" + "." * (not text.endswith((".", "!", "?")))
+
+
 def size(number: int) -> str:
     """Return `812 B`, `14 KiB`, `3.2 MiB`."""
     value = float(number)

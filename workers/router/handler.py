@@ -18,7 +18,7 @@ from shared.delivery.uses import BodyGoneError, end, still_due, without
 from shared.mail import codec, trace
 from shared.mail.disposition import Disposition, decide, give_up
 from shared.mail.envelope import Delivery, Envelope
-from shared.mail.event import Emit, routed, settled, to_nobody
+from shared.mail.event import Emit, routed, settled, to_nobody, unrouted
 from shared.mail.outcome import Busy
 from shared.mail.reply import Reply
 from shared.mail.retry import Schedule
@@ -221,8 +221,9 @@ class Handler:
         log.warning("refused", id=envelope.id, code=reply.code, enhanced=reply.enhanced, reply=reply.text)
         verdict = give_up(envelope, reply, expired=False)
         for each in plan(envelope, self._rules.book):
-            self._emit(routed(each, at=now(), again=False, size=taken.size, header_id=taken.header_id))
+            at = now()
             await self._settle(each, body, verdict)
+            self._emit(routed(each, at=at, again=False, size=taken.size, header_id=taken.header_id))
             taken.done.update(each.envelope.rcpt_to)
 
     async def _settle(self, delivery: Delivery, body: bytes, verdict: Disposition) -> None:
@@ -259,3 +260,5 @@ class Handler:
             await self._settler.set_aside(
                 message.body, str(error), message.headers, message.message_id, message.content_type
             )
+            if isinstance(error, BodyGoneError):
+                self._emit(unrouted(error.envelope, error.recipients, reason=str(error), at=now(), size=0))

@@ -8,6 +8,7 @@ from fastapi.responses import RedirectResponse
 from workers.panel.access import log_in, log_out
 from workers.panel.errors import Refused
 from workers.panel.pages.view import bare
+from workers.panel.words import sentence
 
 router = APIRouter()
 
@@ -30,7 +31,7 @@ async def open_(
     try:
         await log_in(request, response, token)
     except Refused as refused:
-        return bare("login.html", status=refused.status_code, fault=_sentence(refused.detail), next=where)
+        return bare("login.html", status=refused.status_code, fault=sentence(refused.detail), next=where)
     return response
 
 
@@ -46,7 +47,3 @@ def _ours(path: str) -> str:
     """Return the path if it is one of this panel, else nothing: a link to the login must not lead elsewhere."""
     plain = path.isascii() and path.isprintable() and "\\" not in path
     return path if plain and path.startswith("/") and not path.startswith("//") else ""
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."

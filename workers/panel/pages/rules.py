@@ -10,7 +10,9 @@ from shared.store.overrides import Saved
 from workers.panel.access import Operator, Who
 from workers.panel.errors import Refused
 from workers.panel.fleet import Fleet, Ours
-from workers.panel.pages.view import BIGGEST, Line, Page, Tone, View, url
+from workers.panel.pages.said import Tone
+from workers.panel.pages.view import BIGGEST, Line, Page, View, url
+from workers.panel.words import sentence
 
 router = APIRouter(prefix="/endpoint-cache")
 
@@ -92,7 +94,7 @@ def told(view: View, followed: Followed, path: str, what: str, *warnings: str) -
     """Return the way to a page that says what came of a change, and goes on to ask for routers that are late."""
     version = 0 if followed.applied is None else followed.version
     tone: Tone = "warn" if followed.late or warnings else "ok"
-    return view.done(path, f"{what}: {followed.sentence()}.", *warnings, tone=tone, version=version)
+    return view.done(path, f"{what}: {followed.sentence()}.", *map(sentence, warnings), tone=tone, version=version)
 
 
 def existing(saved: Saved | None, key: str) -> Saved:

@@ -1,12 +1,5 @@
-"""What every page needs: its template, who looks at it, and what the action before it had to say.
+"""What every page needs: its template, who looks at it, and what the action before it had to say."""
 
-Actions answer with a redirect, so that a reload repeats nothing. What they have to say travels in a cookie that is
-signed for the session: words that somebody else planted are not shown.
-"""
-
-import base64
-import binascii
-import hmac
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,16 +14,10 @@ from pydantic import AfterValidator, StringConstraints
 from shared.runtime.clock import now
 from workers.panel import chart, words
 from workers.panel.access import Viewer, Who
-from workers.panel.pages import telling
+from workers.panel.pages import said, telling
 from workers.panel.recent import Recent
 
-Tone = Literal["ok", "warn", "bad", "quiet"]
-
 _HERE = Path(__file__).parent.parent
-_COOKIE = "pushpush-said"
-_SECONDS = 60  # for which what was said is shown at the next page
-_MOST = 2_400  # characters of it; browsers keep cookies of 4 KB
-_SIGNATURE = 32  # bytes
 BIGGEST = 2**63 - 1  # what PostgreSQL holds as a bigint
 _MENU: tuple[tuple[str, str, str, bool], ...] = (
     ("/", "Overview", "overview", False),
@@ -51,20 +38,6 @@ def _storable(text: str) -> str:
 
 
 Line = Annotated[str, StringConstraints(strip_whitespace=True, max_length=4_000), AfterValidator(_storable)]
-
-
-class Said(msgspec.Struct, frozen=True):
-    """What an action had to say.
-
-    Attributes:
-        tone: How it went.
-        lines: Sentences.
-        version: Of the rules, which the page is to follow through the routers; 0 for none.
-    """
-
-    tone: Tone
-    lines: tuple[str, ...]
-    version: int = 0
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,8 +63,7 @@ class View:
         # A part of a page is not where it is read; the next whole page is.
         self._part = "hx-request" in request.headers
         self._secure: bool = request.state.secure
-        cookie = request.cookies.get(_COOKIE)
-        self.said = None if cookie is None or self._part else _read(cookie, who)
+        self.said = None if self._part else said.read(request.cookies.get(said.COOKIE), who.csrf)
         self.recent: Recent = _recent_of(request)
 
     @property
@@ -125,17 +97,16 @@ class View:
         """Return a page."""
         response = HTMLResponse(_render(template, self, values), status)
         if self.said is not None:
-            response.delete_cookie(_COOKIE, path="/", secure=self._secure, httponly=True, samesite="strict")
+            response.delete_cookie(said.COOKIE, path="/", secure=self._secure, httponly=True, samesite="strict")
         return response
 
-    def done(self, path: str, *lines: str, tone: Tone = "ok", version: int = 0) -> RedirectResponse:
+    def done(self, path: str, *lines: str, tone: said.Tone = "ok", version: int = 0) -> RedirectResponse:
         """Return the way to a page that shows what was done."""
         response = RedirectResponse(path, 303)
-        said = Said(tone, _short(lines), version)
         response.set_cookie(
-            _COOKIE,
-            _written(said, self._who),
-            max_age=_SECONDS,
+            said.COOKIE,
+            said.written(tone, lines, version, self._who.csrf),
+            max_age=said.SECONDS,
             path="/",
             secure=self._secure,
             httponly=True,
@@ -189,7 +160,7 @@ def _environment_of(folder: Path) -> jinja2.Environment:
     made.globals |= {"url": url, "static": _static}
     made.filters |= {
         name: getattr(words, name)
-        for name in ("ago", "clock", "count", "host", "lines", "plural", "size", "span", "stamp")
+        for name in ("ago", "clock", "count", "host", "lines", "plural", "sentence", "size", "span", "stamp")
     }
     made.filters |= {"when": words.when, "shares": chart.shares, "heat": chart.heat}
     made.filters |= {name: getattr(telling, name) for name in ("altered", "options", "told", "tone")}
@@ -205,33 +176,3 @@ def _recent_of(request: Request) -> Recent:
         state.recent = Recent()
     recent: Recent = state.recent
     return recent
-
-
-def _short(lines: tuple[str, ...]) -> tuple[str, ...]:
-    left, kept = _MOST, []
-    for line in lines:
-        if left <= 0:
-            break
-        kept.append(line if len(line) <= left else f"{line[:left]} ...")
-        left -= len(line)
-    return tuple(kept)
-
-
-def _written(said: Said, who: Who) -> str:
-    data = msgspec.json.encode(said)
-    return base64.urlsafe_b64encode(_signature(data, who) + data).decode()
-
-
-def _read(cookie: str, who: Who) -> Said | None:
-    try:
-        both = base64.urlsafe_b64decode(cookie.encode())
-        signature, data = both[:_SIGNATURE], both[_SIGNATURE:]
-        if hmac.compare_digest(signature, _signature(data, who)):
-            return msgspec.json.decode(data, type=Said)
-    except (binascii.Error, ValueError):
-        pass  # it is none of ours
-    return None
-
-
-def _signature(data: bytes, who: Who) -> bytes:
-    return hmac.digest(f"said {who.csrf}".encode(), data, "sha256")

@@ -18,7 +18,7 @@ from workers.panel.errors import Refused
 from workers.panel.fleet import Fleet, Ours
 from workers.panel.pages.view import BIGGEST, Page, View, url
 from workers.panel.pages.waiting import Filter, sent
-from workers.panel.words import plural
+from workers.panel.words import plural, span
 
 router = APIRouter(prefix="/waiting")
 
@@ -27,6 +27,8 @@ Scope = Literal["some", "every"]
 Ids = Annotated[list[Annotated[int, Form(ge=0, le=BIGGEST)]], Form(alias="id", max_length=1_000)]
 Filled = Annotated[Filter, Depends(sent)]
 
+_MANY: Final = 5_000  # deliveries that take long to end
+_A_SECOND: Final = 500  # of them
 _WORDS: Final[Mapping[Do, tuple[str, str, str]]] = {
     "bounce": (
         "Bounce",
@@ -122,12 +124,15 @@ async def _asked(
         fields |= filter_.fields()
     if chosen.accepted_before is not None:
         fields["accepted_before"] = chosen.accepted_before.isoformat()
+    lines = [what, "Mail that is just being tried is left alone."]
+    if count > _MANY:
+        lines.append(f"That many take about {span(count / _A_SECOND)}; the answer comes when it is done.")
     return view.show(
         "confirm.html",
         status=409 if refused else 200,
         title=f"{name} {mail}?",
         refused=refused,
-        lines=(what, "Mail that is just being tried is left alone."),
+        lines=lines,
         facts=(("Which", str(chosen)),),
         action="/waiting/end",
         fields=fields,

@@ -2,11 +2,15 @@
 "use strict";
 
 (() => {
-  const paused = () => document.querySelector("[data-pause][aria-pressed='true']") !== null;
-
-  // What updates itself stands still while the page is hidden, or while somebody reads it.
+  // What updates itself stands still while nobody sees it, while it is paused, and while somebody is within it: an open
+  // table would close, and the focus would be lost.
+  const stands = (live) =>
+    document.hidden ||
+    document.querySelector("[data-pause][aria-pressed='true']") !== null ||
+    live.querySelector("details[open]") !== null ||
+    live.contains(document.activeElement);
   document.addEventListener("htmx:beforeRequest", (event) => {
-    if (event.target.matches("[data-live]") && (document.hidden || paused())) event.preventDefault();
+    if (event.target.matches("[data-live]") && stands(event.target)) event.preventDefault();
   });
 
   document.addEventListener("click", (event) => {

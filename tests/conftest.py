@@ -8,6 +8,13 @@ from deploy.local.services import PostgreSQL, RabbitMQ
 from shared.store import migrate
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start RabbitMQ or PostgreSQL, by whichever fixture."""
+    for each in items:
+        if {"rabbitmq", "postgres"} & set(getattr(each, "fixturenames", ())):
+            each.add_marker(pytest.mark.services)
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Run async tests on asyncio."""

@@ -38,11 +38,11 @@ CREATE TABLE events (
     report      text NOT NULL DEFAULT '',  -- the id of the report that told the sender
     actor       text NOT NULL DEFAULT ''   -- who did it, where it was a person
 ) PARTITION BY RANGE (at);
-CREATE INDEX events_by_message ON events (message_id);
+CREATE INDEX events_by_message ON events (message_id, at);
 CREATE INDEX events_by_recipient ON events (recipient, at);
 CREATE INDEX events_by_sender ON events (sender, at) WHERE sender IS NOT NULL;
 CREATE INDEX events_by_time ON events (at, kind);
-CREATE INDEX events_by_header_id ON events (header_id) WHERE header_id IS NOT NULL;
+CREATE INDEX events_by_header_id ON events (header_id, at) WHERE header_id IS NOT NULL;
 
 -- Which batches of events are recorded: one that comes twice, after a crash, counts once. What a source says it has
 -- emitted and what was recorded of it tell how much was lost on the way.
@@ -67,11 +67,15 @@ CREATE TABLE traffic (
     failed    bigint NOT NULL DEFAULT 0,
     bounced   bigint NOT NULL DEFAULT 0,
     dropped   bigint NOT NULL DEFAULT 0,
+    removed   bigint NOT NULL DEFAULT 0,
     bytes     bigint NOT NULL DEFAULT 0,   -- delivered
     ms        bigint NOT NULL DEFAULT 0,   -- of all attempts together
     PRIMARY KEY (hour, domain, transport)
 );
 CREATE INDEX traffic_by_domain ON traffic (domain, hour);
+-- The same over all domains, so that a day is some rows to read and not those of every domain.
+CREATE TABLE traffic_hours (LIKE traffic INCLUDING DEFAULTS);
+ALTER TABLE traffic_hours DROP COLUMN domain, ADD PRIMARY KEY (hour, transport);
 
 CREATE TABLE event_minutes (
     minute timestamptz NOT NULL,           -- its beginning
@@ -155,7 +159,7 @@ def downgrade() -> None:
         "DO $$ BEGIN IF EXISTS (SELECT FROM dead_letters) THEN RAISE EXCEPTION "
         "'dead letters would be lost: requeue or discard them first'; END IF; END $$"
     )
-    op.execute("DROP TABLE events, event_batches, event_minutes, traffic")
+    op.execute("DROP TABLE events, event_batches, event_minutes, traffic, traffic_hours")
     op.execute("DROP TABLE dead_letters, sessions, tokens, login_failures, audit")
     op.execute("DROP INDEX dns_override_changes_by_age, deferred_by_target, deferred_by_age")
     op.execute("ALTER TABLE deferred DROP COLUMN put_off")

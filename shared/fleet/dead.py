@@ -5,6 +5,7 @@ then deleted. A crash between the two leaves two, of which one is found to be a 
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import cast
 
 import msgspec
@@ -15,13 +16,17 @@ from aiormq.abc import DeliveredMessage
 from shared.broker import topology
 from shared.broker.link import Link
 from shared.broker.publisher import Publisher, lost
+from shared.fleet.ended import events_of, without_ended
 from shared.fleet.resend import StaysDeadError, plan_for
+from shared.fleet.turns import turn
 from shared.fleet.waiting import Who
 from shared.mail import codec
-from shared.runtime.errors import BrokerUnavailable
+from shared.mail.event import Emit, Event, to_nobody
+from shared.runtime.clock import now
+from shared.runtime.errors import BrokerUnavailable, StoreUnavailable
 from shared.store.audit import Audit
 from shared.store.bodies import Bodies
-from shared.store.dead import DeadLetters, Letter, Stored
+from shared.store.dead import DeadLetters, Gone, Letter, Look, Stored
 from shared.store.pool import Connection, Pool
 
 log = structlog.get_logger()
@@ -70,10 +75,10 @@ async def collect(link: Link, dead: DeadLetters, *, limit: int = LOOK) -> Collec
 
     Raises:
         BrokerUnavailable: RabbitMQ is away; what was taken before is kept.
-        StoreUnavailable: PostgreSQL is away; nothing is lost.
+        StoreUnavailable: PostgreSQL is away, or keeps nothing: its disk is full, or it only reads. Nothing is lost.
     """
     # Whoever takes letters and cannot keep them gives them back, and RabbitMQ 4 drops what came back too often.
-    await dead.count()
+    await dead.ready()
     ours = link.publishing
     if ours is None:
         raise BrokerUnavailable("RabbitMQ is away")
@@ -129,20 +134,28 @@ async def requeue(
         )
         name = plan.envelope.id if plan.envelope else letter.message_id
         # A delivery has its id inside only, as the publisher says.
-        given = (name or None) if plan.queue == topology.OUTBOUND else None
+        own = (name or None) if plan.queue == topology.OUTBOUND else None
         await publisher.raw(
-            plan.queue, letter.data, message_id=given, content_type=plan.content_type, headers=plan.headers
+            plan.queue, letter.data, message_id=own, content_type=plan.content_type, headers=plan.headers
         )
         done.append(Requeued(id=id, queue=plan.queue, message_id=name, dropped=list(plan.dropped)))
 
-    if not await DeadLetters(pool).hand_over(id, give):
+    async with turn(pool):
+        given = await DeadLetters(pool).hand_over(id, give)
+    if not given:
         raise NoLetterError(f"there is no dead letter {id}, or somebody is just sending it again")
     log.info("dead letter sent again", letter=id, queue=done[0].queue, id=done[0].message_id, actor=who.actor)
     return done[0]
 
 
-async def discard(ids: Sequence[int], pool: Pool, *, who: Who) -> list[int]:
+async def discard(ids: Sequence[int], pool: Pool, *, who: Who, emit: Emit = to_nobody) -> list[int]:
     """Throw letters away for good; return the ids of those that were there.
+
+    Args:
+        ids: Of the letters.
+        pool: The store.
+        who: Stands in the audit log and in the events.
+        emit: Takes on the events of the deliveries among them: what was set aside is no longer.
 
     Raises:
         StoreUnavailable: They may or may not be there.
@@ -155,24 +168,45 @@ async def discard(ids: Sequence[int], pool: Pool, *, who: Who) -> list[int]:
             actor=who.actor, via=who.via, action="dead discard", object=letters, detail=named, on=connection
         )
 
-    return await DeadLetters(pool).delete(ids, also=record)
+    gone = await DeadLetters(pool).delete(ids, also=record)
+    at = now()
+    emit([event for each in gone for event in await _removed(each, Bodies(pool), who, at)])
+    return [each.id for each in gone]
+
+
+async def _removed(gone: Gone, bodies: Bodies, who: Who, at: datetime) -> list[Event]:
+    """Return what is told of the recipients of a letter that was thrown away; of what is no delivery nothing is.
+
+    It is gone by now, so nothing is raised for these.
+    """
+    try:
+        delivery = await without_ended(codec.decode(gone.wire)[0], bodies)
+    except codec.DecodeError:
+        return []
+    except StoreUnavailable as error:
+        log.warning("store away, nothing is told of a letter thrown away", letter=gone.id, error=str(error))
+        return []
+    return events_of(delivery, "removed", at=at, actor=who.actor)
 
 
 async def _emptied(channel: Channel, dead: DeadLetters, limit: int) -> Collected:
+    look = Look()
     kept = taken = 0
     while taken < limit:
-        letters, tag = await _batch(channel, min(_BATCH, limit - taken))
+        # The first one alone: a store that cannot keep it after all costs no other letter one of its deliveries.
+        letters, tag = await _batch(channel, min(_BATCH if taken else 1, limit - taken))
         if not letters:
+            await dead.end(look)
             return Collected(kept=kept, left=0)
-        kept += await dead.keep(letters)
+        kept += await dead.keep(letters, look)
         taken += len(letters)
         await channel.basic_ack(tag, multiple=True)
     # RabbitMQ 3.10 may forget the acks of a channel that closes; a get goes through the queue behind them.
     got = await channel.basic_get(topology.UNDECODABLE, timeout=_WAIT)
-    if got.delivery_tag is None:
-        return Collected(kept=kept, left=0)
-    await channel.basic_nack(got.delivery_tag, requeue=True)
-    return Collected(kept=kept, left=1 + (got.message_count or 0))
+    if got.delivery_tag is not None:
+        await channel.basic_nack(got.delivery_tag, requeue=True)
+    await dead.end(look)
+    return Collected(kept=kept, left=0 if got.delivery_tag is None else 1 + (got.message_count or 0))
 
 
 async def _batch(channel: Channel, most: int) -> tuple[list[Letter], int]:

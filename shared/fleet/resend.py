@@ -20,6 +20,7 @@ QUEUES: Final = (topology.OUTBOUND, topology.REROUTE)  # where a letter can be s
 # What the broker, or whoever set it aside, wrote on it: with these it would not be the message that once came.
 _ADDED = frozenset({"reason", "message_id", "x-death", UNREADABLE})
 _ADDED_OF_A_KIND = ("x-first-death-", "x-last-death-")
+_WIRE = frozenset(version.to_bytes(1) for version in range(1, 9))  # a delivery begins with its version; no mail does
 _LONGEST_NAME = 128  # bytes; pamqp would write less of it (AMQP 0-9-1 4.2.5.5)
 
 
@@ -85,6 +86,10 @@ def _planned(letter: Stored, queue: str | None, mail_from: str | None, rcpt_to: 
         if mail_from is not None or rcpt_to is not None:
             raise StaysDeadError("sender and recipients of a delivery stand in it, and cannot be given anew")
         return Plan(queue=topology.REROUTE, envelope=None if delivery is None else delivery.envelope, fault=fault)
+    if delivery is not None or letter.data[:1] in _WIRE:
+        # Its bytes begin with a header of our own, which names hosts and answers: nobody is sent that as mail.
+        why = f"; it cannot be read: {fault}" if fault else ""
+        raise StaysDeadError(f"it is a delivery on its way between the rooms: {topology.REROUTE} alone takes it{why}")
     return _as_message(letter, mail_from, rcpt_to)
 
 

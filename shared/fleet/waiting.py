@@ -6,17 +6,19 @@ scheduler has in hand is passed over, since it is being tried; so nothing is bot
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from datetime import datetime
-from typing import TypeVar
 
 import msgspec
 import structlog
 
 from shared.broker.settle import Settler
+from shared.fleet.ended import events_of, without_ended
+from shared.fleet.turns import turn, unbroken
 from shared.mail import codec
 from shared.mail.envelope import Delivery
 from shared.mail.event import Emit, Event, Kind
+from shared.mail.privacy import Privacy
 from shared.runtime.clock import now
 from shared.runtime.errors import FleetError, StoreUnavailable
 from shared.store.audit import Audit
@@ -30,8 +32,8 @@ log = structlog.get_logger()
 
 BATCH = 100  # deliveries ended in one transaction: at most so many are reported twice when this process dies
 
+_WHOLE = Privacy()
 _AT_ONCE = 8  # reports being made at once: a stored body is read for each
-_T = TypeVar("_T")
 Progress = Callable[["Ended"], None]
 
 
@@ -51,6 +53,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
         reports: Sent to their senders.
         silent: Deliveries of which nobody was told, since they were reports themselves or their senders want none; of a
             removal all.
+        doubles: Deliveries of which there was nothing to tell: a crash had left them, and their recipients had ended.
         left: Deliveries that match and wait on: a scheduler had them in hand.
         unreadable: Of those that are left: they cannot be read here, or no report can be made of them.
     """
@@ -59,6 +62,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     recipients: int = 0
     reports: int = 0
     silent: int = 0
+    doubles: int = 0
     left: int = 0
     unreadable: int = 0
 
@@ -78,7 +82,14 @@ class _One(msgspec.Struct, frozen=True):
 
 
 async def bounce(
-    selection: Selection, pool: Pool, settler: Settler, *, who: Who, emit: Emit, progress: Progress | None = None
+    selection: Selection,
+    pool: Pool,
+    settler: Settler,
+    *,
+    who: Who,
+    emit: Emit,
+    progress: Progress | None = None,
+    privacy: Privacy = _WHOLE,
 ) -> Ended:
     """Give up what matches, and tell the senders, unless the mail is a report itself or they want to hear nothing.
 
@@ -89,15 +100,24 @@ async def bounce(
         who: Stands in the audit log and in the events.
         emit: Takes on the events of what was ended.
         progress: Told how far it came, after each batch.
+        privacy: How the audit log keeps the addresses that the selection may name.
 
     Raises:
         BrokerUnavailable: A report was not confirmed; the message says how far it came.
         StoreUnavailable: It is not known whether the last batch is ended; the message says how far it came.
     """
-    return await _Run(pool, settler, who, emit).through(selection, progress)
+    return await _Run(pool, settler, who, emit).through(selection, progress, privacy)
 
 
-async def remove(selection: Selection, pool: Pool, *, who: Who, emit: Emit, progress: Progress | None = None) -> Ended:
+async def remove(
+    selection: Selection,
+    pool: Pool,
+    *,
+    who: Who,
+    emit: Emit,
+    progress: Progress | None = None,
+    privacy: Privacy = _WHOLE,
+) -> Ended:
     """Take out what matches, and tell nobody.
 
     Args:
@@ -106,17 +126,19 @@ async def remove(selection: Selection, pool: Pool, *, who: Who, emit: Emit, prog
         who: Stands in the audit log and in the events.
         emit: Takes on the events of what was removed.
         progress: Told how far it came, after each batch.
+        privacy: How the audit log keeps the addresses that the selection may name.
 
     Raises:
         StoreUnavailable: It is not known whether the last batch is removed; the message says how far it came.
     """
-    return await _Run(pool, None, who, emit).through(selection, progress)
+    return await _Run(pool, None, who, emit).through(selection, progress, privacy)
 
 
 class _Run:
     """One bounce or, without a settler, one removal."""
 
     def __init__(self, pool: Pool, settler: Settler | None, who: Who, emit: Emit) -> None:
+        self._pool = pool
         self._waiting = WaitingMail(pool)
         self._deferred = Deferred(pool)
         self._bodies = Bodies(pool)
@@ -129,14 +151,15 @@ class _Run:
         self._fault: FleetError | None = None  # what keeps reports from being made
         self._above = 0  # the highest id that had its turn
 
-    async def through(self, selection: Selection, progress: Progress | None) -> Ended:
+    async def through(self, selection: Selection, progress: Progress | None, privacy: Privacy) -> Ended:
         """End batch after batch, until no more match."""
         chosen = selection.as_of(now(), await self._deferred.newest())
-        await self._record(selection, counted := await self._deferred.count(chosen))
+        await self._record(selection.told(privacy), counted := await self._deferred.count(chosen))
         more = counted > 0
         try:
             while more:
-                more = await _unbroken(self._batch(chosen))
+                async with turn(self._pool):
+                    more = await unbroken(self._batch(chosen))
                 if progress is not None:
                     progress(self._ended)
             self._ended = msgspec.structs.replace(self._ended, left=await self._deferred.count(chosen))
@@ -149,13 +172,13 @@ class _Run:
     def _action(self) -> str:
         return "queue bounce" if self._settler else "queue remove"
 
-    async def _record(self, selection: Selection, count: int) -> None:
+    async def _record(self, selection: str, count: int) -> None:
         """Write down what is begun, before anything is done: a process that dies leaves a trace of it."""
         await self._audit.record(
             actor=self._who.actor,
             via=self._who.via,
             action=self._action,
-            object=str(selection),
+            object=selection,
             detail=f"{count} waiting {'delivery' if count == 1 else 'deliveries'}",
         )
 
@@ -184,11 +207,9 @@ class _Run:
                 return _One(row, None)
             log.error("a waiting delivery cannot be read", id=row.message_id, row=row.id, error=str(error))  # noqa: TRY400
             return None
-        if self._settler is None:
-            return _One(row, delivery)
         try:
             async with self._turn:
-                return await self._told(row, delivery, body, self._settler)
+                return await self._told(row, delivery, body)
         except FleetError as error:
             self._fault = error
             raise
@@ -197,19 +218,16 @@ class _Run:
             log.exception("a report could not be made", id=row.message_id, row=row.id)
             return None
 
-    async def _told(self, row: Held, delivery: Delivery, body: bytes, settler: Settler) -> _One:
+    async def _told(self, row: Held, delivery: Delivery, body: bytes) -> _One:
         """Report to the sender, but not on recipients who have a stored message already: then this is a double."""
         if self._fault is not None:
             raise self._fault  # the others of the batch would wait as long for nothing
-        reference = delivery.envelope.body_ref
-        if reference is not None:
-            head = await self._bodies.head(reference, delivery.id, delivery.envelope.rcpt_to)
-            ended = () if head is None else head.ended
-            delivery = delivery.only(tuple(each for each in delivery.envelope.rcpt_to if each not in ended))
-            if not delivery.envelope.rcpt_to:
-                return _One(row, delivery)
-            body = await self._bodies.reported(reference)
-        return _One(row, delivery, await settler.withdraw(delivery, body, tried_at=_tried_at(row)))
+        delivery = await without_ended(delivery, self._bodies)
+        if self._settler is None or not delivery.envelope.rcpt_to:
+            return _One(row, delivery)
+        if delivery.envelope.body_ref is not None:
+            body = await self._bodies.reported(delivery.envelope.body_ref)
+        return _One(row, delivery, await self._settler.withdraw(delivery, body, tried_at=_tried_at(row)))
 
     async def _after(self, done: list[_One]) -> None:
         """Tell what was ended, and free the bodies; the mail is gone by now, so nothing is raised for these."""
@@ -227,12 +245,14 @@ class _Run:
 
     def _add(self, done: list[_One], *, unreadable: int) -> None:
         told = sum(1 for each in done if each.report)
+        doubles = sum(1 for each in done if not _recipients(each))
         before = self._ended
         self._ended = Ended(
             deliveries=before.deliveries + len(done),
             recipients=before.recipients + sum(len(_recipients(each)) for each in done),
             reports=before.reports + told,
-            silent=before.silent + len(done) - told,
+            silent=before.silent + len(done) - told - doubles,
+            doubles=before.doubles + doubles,
             unreadable=before.unreadable + unreadable,
         )
 
@@ -244,8 +264,9 @@ class _Run:
 
     def _events(self, one: _One, at: datetime) -> list[Event]:
         kind: Kind = "removed" if self._settler is None else "bounced" if one.report else "dropped"
-        row, delivery = one.row, one.delivery
-        reply = delivery.reply if delivery else None
+        if one.delivery is not None:
+            return events_of(one.delivery, kind, at=at, actor=self._who.actor, report=one.report)
+        row = one.row
         return [
             Event(
                 at=at,
@@ -254,17 +275,10 @@ class _Run:
                 recipient=recipient,
                 domain=row.domain,
                 room="operator",
-                rule=delivery.route.key if delivery else "",
-                version=delivery.route.version if delivery else 0,
                 target=row.target,
-                mta=(reply.mta or "") if reply else "",
-                code=reply.code if reply else 0,
-                enhanced=reply.enhanced if reply else "",
-                reply=reply.text if reply else "",
-                report=one.report,
                 actor=self._who.actor,
             )
-            for recipient in _recipients(one)
+            for recipient in row.rcpt_to
         ]
 
 
@@ -275,15 +289,3 @@ def _recipients(one: _One) -> tuple[str, ...]:
 def _tried_at(row: Held) -> datetime | None:
     """Return when it was tried last; what was put off was not tried then, and when it was before is not known."""
     return None if row.put_off or row.attempts == 0 else row.deferred_at
-
-
-async def _unbroken(work: Coroutine[None, None, _T]) -> _T:
-    """Finish the work even when we are told to stop meanwhile: half a batch would be reported twice."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("stopped in a batch that could not be ended", error=str(error))
-        raise

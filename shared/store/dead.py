@@ -5,20 +5,20 @@ a delivery, and RabbitMQ 4 drops what was delivered too often (docs/adr/0018-dea
 """
 
 import hashlib
+import operator
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
 from psycopg.rows import class_row
 
+from shared.store.packed import kept, storable, unpacked
 from shared.store.pool import Connection, Pool
 
 _MOVING = 120.0  # seconds for a batch of letters, which are as large as RabbitMQ takes
-_DECIMAL, _TIME = 1, 2
-_DEEPEST = 100  # levels of a header; whoever shows it has a stack of its own already
 _LONGEST = 2_000  # characters of a reason that lists show; the whole one stays among the headers
+_USUAL = 262_144  # bytes of a letter, as they usually are at most
 
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +67,31 @@ class Stored(Dead, frozen=True, kw_only=True):
     data: bytes
 
 
+class Gone(msgspec.Struct, frozen=True):
+    """A letter that was thrown away.
+
+    Attributes:
+        id: It was.
+        wire: The wire form of a delivery, without its body; of anything else empty.
+    """
+
+    id: int
+    wire: bytes
+
+
+class Look:
+    """One look into the queue.
+
+    Attributes:
+        rows: Of the letters that it has kept, or known again, and the broker has perhaps not forgotten yet. What the
+            next call is given, it must have forgotten: a get that is answered went behind their acks.
+    """
+
+    def __init__(self) -> None:
+        """Begin."""
+        self.rows: list[int] = []
+
+
 Give = Callable[[Stored, Connection], Awaitable[None]]
 
 
@@ -77,32 +102,59 @@ class DeadLetters:
         """Use a pool."""
         self._pool = pool
 
-    async def keep(self, letters: Sequence[Letter]) -> int:
+    async def ready(self) -> None:
+        """Make sure that a letter could be kept now: one is written, and taken back.
+
+        A disk that is full, or a store that only reads, answers every question and keeps nothing.
+
+        Raises:
+            StoreUnavailable: It could not.
+        """
+        tried = _row(Letter(headers={}, data=bytes(_USUAL), reason="is there room?"))
+        async with self._pool.transaction() as connection:
+            # Its number is none that a letter has, and uses up none.
+            await connection.execute(_KEEP.format("id, ", "0, ") + " RETURNING id", tried)
+            await connection.rollback()
+
+    async def keep(self, letters: Sequence[Letter], look: Look | None = None) -> int:
         """Keep letters; when this returns they are committed. Returns how many were not there already.
 
-        One that the broker hands out again was perhaps kept before, and its acknowledgement lost: then its digest is
-        here. One that is sent twice is two letters.
+        One that the broker hands out again was perhaps kept before, and its acknowledgement lost: then a row has its
+        digest, for as long as the broker has perhaps not forgotten the letter. Each row stands for one letter: of two
+        that are alike and come again, both are kept unless both were.
+
+        Args:
+            letters: As they came.
+            look: In which they came.
 
         Raises:
             StoreUnavailable: They may or may not be kept.
         """
-        kept = 0
+        look = look or Look()
+        rows: list[int] = []
+        new = 0
         async with self._pool.transaction(patience=_MOVING) as connection:
-            # One look at a time: another one that died may be committing the same letters still.
-            await connection.execute("SELECT pg_advisory_xact_lock(hashtext('dead letters'))")
+            await _let_go(connection, look)
             for letter in letters:
-                added = await connection.execute(
-                    """
-                    INSERT INTO dead_letters
-                        (reason, queue, message_id, content_type, headers, size, digest, data)
-                    SELECT %(reason)s, %(queue)s, %(message_id)s, %(content_type)s, %(headers)b, %(size)s, %(digest)b,
-                        %(data)b
-                    WHERE NOT (%(redelivered)s AND EXISTS (SELECT FROM dead_letters WHERE digest = %(digest)b))
-                    """,
-                    _row(letter),
-                )
-                kept += added.rowcount
-        return kept
+                row = _row(letter)
+                number = await _known_again(connection, row, but=rows) if letter.redelivered else None
+                if number is None:
+                    number = await _added(connection, row)
+                    new += 1
+                rows.append(number)
+        look.rows = rows
+        return new
+
+    async def end(self, look: Look) -> None:
+        """Note that the broker has forgotten the letters of a look: what is like them from now on is new.
+
+        Raises:
+            StoreUnavailable: It may or may not be noted; until then a letter that is like one of them, and comes again,
+                is taken for it.
+        """
+        async with self._pool.transaction() as connection:
+            await _let_go(connection, look)
+        look.rows = []
 
     async def page(self, *, after: int | None = None, limit: int = 100, search: str = "") -> list[Dead]:
         """Return letters, the latest first.
@@ -169,8 +221,8 @@ class DeadLetters:
 
     async def delete(
         self, ids: Sequence[int], *, also: Callable[[list[int], Connection], Awaitable[None]] | None = None
-    ) -> list[int]:
-        """Forget letters for good; return the ids of those that were there. One being given away is passed over.
+    ) -> list[Gone]:
+        """Forget letters for good; return those that were there, in order. One being given away is passed over.
 
         Args:
             ids: Of the letters.
@@ -180,86 +232,76 @@ class DeadLetters:
             StoreUnavailable: They may or may not be there.
         """
         async with self._pool.transaction() as connection:
-            cursor = await connection.execute(
-                "DELETE FROM dead_letters WHERE id = ANY(ARRAY("
-                "SELECT id FROM dead_letters WHERE id = ANY(%s) FOR UPDATE SKIP LOCKED)) RETURNING id",
-                (list(ids),),
-            )
-            gone = sorted(number for (number,) in await cursor.fetchall())
+            cursor = await connection.execute(_DELETE, (list(ids),), binary=True)
+            gone = sorted((Gone(number, bytes(wire)) for number, wire in await cursor.fetchall()), key=_number)
             if gone and also is not None:
-                await also(gone, connection)
+                await also([each.id for each in gone], connection)
         return gone
 
 
 _COLUMNS: Final = ", ".join(Dead.__struct_fields__)
 _WHOLE: Final = f"SELECT {_COLUMNS}, headers, data FROM dead_letters"  # noqa: S608 - constants
 _FOUND: Final = "position(lower(%(search)s) IN lower(reason || ' ' || message_id || ' ' || queue)) > 0"
+_KEEP: Final = """
+    INSERT INTO dead_letters ({}reason, queue, message_id, content_type, headers, size, digest, data)
+    OVERRIDING SYSTEM VALUE
+    VALUES ({}%(reason)s, %(queue)s, %(message_id)s, %(content_type)s, %(headers)b, %(size)s, %(digest)b, %(data)b)
+"""
+# Version, length of the header, and header, as the codec has them; bodies are not read for it.
+_WIRE: Final = """
+    CASE WHEN size >= 5 AND substring(data FROM 1 FOR 1) = '\\x01'
+    THEN substring(data FROM 1 FOR 5 + least(1048576, (get_byte(data, 1)::bigint << 24) + (get_byte(data, 2) << 16)
+        + (get_byte(data, 3) << 8) + get_byte(data, 4))::int)
+    ELSE '' END
+"""
+_DELETE: Final = (
+    "DELETE FROM dead_letters WHERE id = ANY(ARRAY("  # noqa: S608 - constants
+    f"SELECT id FROM dead_letters WHERE id = ANY(%s) FOR UPDATE SKIP LOCKED)) RETURNING id, {_WIRE}"
+)
+_number = operator.attrgetter("id")
 _encode = msgspec.msgpack.Encoder(order="sorted").encode
 
 
+async def _known_again(connection: Connection, row: Mapping[str, object], *, but: Sequence[int]) -> int | None:
+    """Return a row that may have been made for the same letter, and for no other one."""
+    found = await connection.execute(
+        "SELECT id FROM dead_letters WHERE digest = %(digest)b AND id <> ALL(%(but)s) ORDER BY id LIMIT 1",
+        {"digest": row["digest"], "but": list(but)},
+    )
+    known = await found.fetchone()
+    return None if known is None else int(known[0])
+
+
+async def _added(connection: Connection, row: Mapping[str, object]) -> int:
+    added = await connection.execute(_KEEP.format("", "") + " RETURNING id", row)
+    [(number,)] = await added.fetchall()
+    return int(number)
+
+
+async def _let_go(connection: Connection, look: Look) -> None:
+    """Wait for the turn, and take their digests off letters that the broker has forgotten."""
+    # One look at a time: another one that died may be committing the same letters still.
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext('dead letters'))")
+    if look.rows:
+        await connection.execute("UPDATE dead_letters SET digest = '' WHERE id = ANY(%s)", (look.rows,))
+
+
 def _row(letter: Letter) -> dict[str, object]:
-    headers = _encode({name: _kept(value) for name, value in letter.headers.items()})
+    headers = _encode({name: kept(value) for name, value in letter.headers.items()})
     about = _encode([headers, letter.message_id, letter.content_type])
     return {
-        "reason": _text(letter.reason)[:_LONGEST],
-        "queue": _text(letter.queue),
-        "message_id": _text(letter.message_id),
-        "content_type": None if letter.content_type is None else _text(letter.content_type),
+        "reason": storable(letter.reason)[:_LONGEST],
+        "queue": storable(letter.queue),
+        "message_id": storable(letter.message_id),
+        "content_type": None if letter.content_type is None else storable(letter.content_type),
         "headers": headers,
         "size": len(letter.data),
         "digest": hashlib.sha256(len(about).to_bytes(8) + about + letter.data).digest(),
         "data": bytes(letter.data),
-        "redelivered": letter.redelivered,
     }
-
-
-def _text(text: str) -> str:
-    """Return the text without what PostgreSQL cannot hold."""
-    return text.replace("\x00", "?").encode("utf-8", "replace").decode()
 
 
 def _stored(row: Sequence[Any]) -> Stored:
     *columns, headers, data = row
     known = dict(zip(Dead.__struct_fields__, columns, strict=True))
-    return Stored(headers=_unpacked(msgspec.msgpack.decode(headers)), data=bytes(data), **known)
-
-
-def _kept(value: object) -> object:
-    """Return a header as it is kept; one that nobody could write on purpose keeps nothing else from being kept."""
-    try:
-        return _packed(value, _DEEPEST)
-    except RecursionError:
-        return "nested too deeply to be kept"
-
-
-def _packed(value: object, levels: int) -> object:
-    """Return an AMQP value in a form that msgpack gives back exactly: it has no decimals, and text of a time."""
-    if levels == 0:
-        raise RecursionError
-    match value:
-        case Mapping():
-            return {name: _packed(each, levels - 1) for name, each in value.items()}
-        case list() | tuple():
-            return [_packed(each, levels - 1) for each in value]
-        case bytearray() | memoryview():
-            return bytes(value)
-        case Decimal():
-            return msgspec.msgpack.Ext(_DECIMAL, str(value).encode())
-        case datetime():
-            return msgspec.msgpack.Ext(_TIME, value.isoformat().encode())
-        case _:
-            return value
-
-
-def _unpacked(value: Any) -> Any:
-    match value:
-        case dict():
-            return {name: _unpacked(each) for name, each in value.items()}
-        case list():
-            return [_unpacked(each) for each in value]
-        case msgspec.msgpack.Ext(code=code, data=data) if code == _DECIMAL:
-            return Decimal(bytes(data).decode())
-        case msgspec.msgpack.Ext(data=data):
-            return datetime.fromisoformat(bytes(data).decode())
-        case _:
-            return value
+    return Stored(headers=unpacked(msgspec.msgpack.decode(headers)), data=bytes(data), **known)

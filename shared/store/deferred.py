@@ -191,6 +191,16 @@ class Deferred:
             )
             return await cursor.fetchone() or 0
 
+    async def due(self, selection: Selection = EVERYTHING, *, now: datetime) -> int:
+        """Return how many of the waiting deliveries that match are due already."""
+        condition, values = where(selection)
+        async with self._pool.statement() as connection, connection.cursor(row_factory=scalar_row) as cursor:
+            await cursor.execute(
+                f"SELECT count(*) FROM deferred WHERE {condition} AND next_attempt_at <= %(now)s",  # noqa: S608 - constants
+                {**values, "now": now},
+            )
+            return await cursor.fetchone() or 0
+
     async def newest(self) -> int:
         """Return the highest id of what waits, for `Selection.up_to`; 0 when nothing does."""
         async with self._pool.statement() as connection, connection.cursor(row_factory=scalar_row) as cursor:
@@ -205,8 +215,11 @@ class Deferred:
         return None if wire is None else codec.decode(bytes(wire))
 
     async def retry(self, selection: Selection = EVERYTHING, *, now: datetime) -> int:
-        """Make waiting deliveries due at once; return how many were not."""
-        condition, values = where(selection)
+        """Make waiting deliveries due at once; return how many were not.
+
+        Only what waits already: one that is tried meanwhile and fails again has had its turn, however long this takes.
+        """
+        condition, values = where(selection.as_of(now, await self.newest()))
         return await self._make_due(condition, values, now)
 
     async def flush(self, keys: Sequence[str], now: datetime) -> int:

@@ -5,10 +5,8 @@ transaction as its events and counters. Addresses are kept as the privacy settin
 `full`.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final
 
 import msgspec
 import psycopg
@@ -17,13 +15,12 @@ from psycopg.rows import scalar_row
 from shared.mail.event import Batch, Event
 from shared.mail.privacy import Privacy
 from shared.runtime.errors import StoreUnavailable
+from shared.store.counters import Kept, beginning_of_hour, believed_ms, believed_size, count, name, prune
 from shared.store.days import Days
 from shared.store.pool import Connection, Pool
 
-COUNTED: Final = ("delivered", "deferred", "postponed", "fallback", "failed", "bounced", "dropped")  # by `traffic`
 _AHEAD = timedelta(days=1)  # a clock that is wrong by more is not believed
 _SETTLED = "1 minute"  # batches may be recorded in another order than they were emitted, but not by much
-_NAMED = 255  # characters of what is searched for: an entry of an index has its limit
 _WORDS = 4_000  # characters of a reply, or of the targets of a rule
 _EARLIEST, _LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 
@@ -37,20 +34,6 @@ _NEW = """
     SELECT * FROM unnest(%s::text[], %s::bigint[], %s::integer[], %s::bigint[])
     ON CONFLICT DO NOTHING RETURNING source, number
 """
-_SUMS = (*COUNTED, "bytes", "ms")
-_PLACE: Final[Mapping[str, int]] = {kind: place for place, kind in enumerate(COUNTED)}
-_COUNT = f"""
-    INSERT INTO traffic AS t (hour, domain, transport, {", ".join(_SUMS)})
-    SELECT * FROM unnest(%s::timestamptz[], %s::text[], %s::text[]{", %s::bigint[]" * len(_SUMS)})
-    ON CONFLICT (hour, domain, transport) DO UPDATE
-    SET {", ".join(f"{each} = t.{each} + excluded.{each}" for each in _SUMS)}
-"""  # noqa: S608 - our own column names
-_COUNT_MINUTES = """
-    INSERT INTO event_minutes AS m (minute, kind, events)
-    SELECT * FROM unnest(%s::timestamptz[], %s::text[], %s::bigint[])
-    ON CONFLICT (minute, kind) DO UPDATE SET events = m.events + excluded.events
-"""
-_MINUTES = "2 days"  # that their counters are kept
 # The first batch that is kept of a source says how much it had emitted before; what has no later batch is not missed.
 _LOST = """
     WITH settled AS (
@@ -74,7 +57,6 @@ _OLD_BATCHES = """
 # What PostgreSQL says of values that it cannot hold, whoever tries again.
 _CONTENT = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
 
-_Kept = tuple[datetime, Event]
 _Key = tuple[str, int]  # source and number of a batch
 
 
@@ -156,10 +138,8 @@ class Journal:
         """
         days = await self._days.drop(self._oldest(now).date())
         async with self._pool.transaction() as connection:
-            traffic = await connection.execute("DELETE FROM traffic WHERE hour < %s", (traffic_before,))
             batches = await connection.execute(_OLD_BATCHES)
-            await connection.execute("DELETE FROM event_minutes WHERE minute < now() - %s::interval", (_MINUTES,))
-        return Pruned(days=days, traffic=traffic.rowcount, batches=batches.rowcount)
+        return Pruned(days=days, traffic=await prune(self._pool, traffic_before), batches=batches.rowcount)
 
     async def lost(self) -> int:
         """Return how many events of the last day were emitted and never recorded, as far as later batches tell.
@@ -173,14 +153,14 @@ class Journal:
 
     def _oldest(self, now: datetime) -> datetime:
         """Return the beginning of the oldest day that is kept."""
-        return _trimmed((now - self._retention).astimezone(UTC), hour=0)
+        return beginning_of_hour((now - self._retention).astimezone(UTC)).replace(hour=0)
 
-    def _kept(self, events: Iterable[Event], now: datetime) -> list[_Kept]:
+    def _kept(self, events: Iterable[Event], now: datetime) -> list[Kept]:
         """Return the events that are not too old, each with its time, which is now for those of a wrong clock."""
         oldest, newest = self._oldest(now), now + _AHEAD
         return [(now if each.at > newest else each.at.astimezone(UTC), each) for each in events if each.at >= oldest]
 
-    async def _record(self, told: Mapping[_Key, Batch], kept: Mapping[_Key, list[_Kept]]) -> set[_Key]:
+    async def _record(self, told: Mapping[_Key, Batch], kept: Mapping[_Key, list[Kept]]) -> set[_Key]:
         """Write what is new, and return which batches are."""
         days = {at.date() for events in kept.values() for at, _ in events}
         await self._days.make(days)
@@ -194,7 +174,7 @@ class Journal:
         await self._days.make(days)
         return await self._written(told, kept)
 
-    async def _written(self, told: Mapping[_Key, Batch], kept: Mapping[_Key, list[_Kept]]) -> set[_Key]:
+    async def _written(self, told: Mapping[_Key, Batch], kept: Mapping[_Key, list[Kept]]) -> set[_Key]:
         numbers = [(*key, len(told[key].events), told[key].emitted) for key in kept]
         async with self._pool.transaction() as connection:
             cursor = await connection.execute(_NEW, [list(each) for each in zip(*numbers, strict=True)])
@@ -202,37 +182,14 @@ class Journal:
             events = [each for key in kept if key in new for each in kept[key]]
             await _copy(connection, events, self._privacy)
             # Last, since journals wait for each other here; sorted, so that they do not do so in a circle.
-            await _count(connection, events)
-            await _count_minutes(connection, events)
+            await count(connection, events)
         return new
 
 
-async def _copy(connection: Connection, events: Sequence[_Kept], privacy: Privacy) -> None:
+async def _copy(connection: Connection, events: Sequence[Kept], privacy: Privacy) -> None:
     async with connection.cursor() as cursor, cursor.copy(_COPY) as copy:
         for at, event in events:
             await copy.write_row(_row(event, at, privacy))
-
-
-async def _count(connection: Connection, events: Sequence[_Kept]) -> None:
-    sums: dict[tuple[datetime, str, str], list[int]] = {}
-    for at, event in events:
-        if event.kind in _PLACE:
-            key = (_trimmed(at), _name(event.domain), _name(event.room))
-            row = sums.setdefault(key, [0] * len(_SUMS))
-            row[_PLACE[event.kind]] += 1
-            row[-1] += event.ms
-            if event.kind == "delivered":
-                row[-2] += event.size
-    if sums:
-        rows = [(*key, *sums[key]) for key in sorted(sums)]
-        await connection.execute(_COUNT, [list(each) for each in zip(*rows, strict=True)])
-
-
-async def _count_minutes(connection: Connection, events: Sequence[_Kept]) -> None:
-    sums = Counter((at.replace(second=0, microsecond=0), event.kind) for at, event in events)
-    if sums:
-        rows = [(*key, sums[key]) for key in sorted(sums)]
-        await connection.execute(_COUNT_MINUTES, [list(each) for each in zip(*rows, strict=True)])
 
 
 def _row(event: Event, at: datetime, privacy: Privacy) -> tuple[object, ...]:
@@ -240,35 +197,35 @@ def _row(event: Event, at: datetime, privacy: Privacy) -> tuple[object, ...]:
     return (
         at,
         event.kind,
-        _name(event.id),
-        _name(privacy.address(event.recipient)),
-        _name(event.domain),
-        _name(event.room),
+        name(event.id),
+        name(privacy.address(event.recipient)),
+        name(event.domain),
+        name(event.room),
         event.attempt,
-        _name(event.rule),
+        name(event.rule),
         event.version,
         _text(event.target),
-        _name(event.mta),
+        name(event.mta),
         event.code,
-        _name(event.enhanced),
-        _text(privacy.text(event.reply)),
-        event.ms,
-        event.size,
+        name(event.enhanced),
+        _text(privacy.text(_held(event.reply), event.recipient, event.sender or "")),
+        believed_ms(event),
+        believed_size(event),
         _time(event.until),
         _time(event.accepted_at),
-        None if event.sender is None else _name(privacy.address(event.sender)),
-        None if event.header_id is None else _name(event.header_id.strip()),
-        _name(event.report),
-        _name(event.actor),
+        None if event.sender is None else name(privacy.address(event.sender)),
+        None if event.header_id is None else name(event.header_id.strip()),
+        name(event.report),
+        name(event.actor),
     )
 
 
-def _name(text: str) -> str:
-    return text[:_NAMED].replace("\x00", "")
-
-
 def _text(text: str) -> str:
-    return text[:_WORDS].replace("\x00", "")
+    return _held(text[:_WORDS])
+
+
+def _held(text: str) -> str:
+    return text.replace("\x00", "")
 
 
 def _time(time: datetime | None) -> datetime | None:
@@ -277,8 +234,3 @@ def _time(time: datetime | None) -> datetime | None:
         return None
     aware = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
     return aware if _EARLIEST < aware < _LATEST else None
-
-
-def _trimmed(time: datetime, **also: int) -> datetime:
-    """Return the beginning of the hour."""
-    return time.replace(minute=0, second=0, microsecond=0, **also)  # type: ignore[arg-type] # hour, by name

@@ -5,6 +5,8 @@ from typing import Any
 
 import msgspec
 
+from shared.mail.privacy import Privacy
+
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Waiting deliveries that fulfil all that is given; without anything, all that waits.
@@ -50,8 +52,12 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Return the same selection with some fields changed."""
         return msgspec.structs.replace(self, **changes)
 
+    def told(self, privacy: Privacy) -> str:
+        """Return it in words, as the audit log keeps it: what an answer has in it may name somebody."""
+        return str(self if self.error is None else self.but(error=privacy.text(self.error)))
+
     def __str__(self) -> str:
-        """Return it in words, as the audit log shows it."""
+        """Return it in words."""
         words = [
             f"message {self.message_id}" if self.message_id is not None else "",
             f"domain {self.domain}" if self.domain is not None else "",

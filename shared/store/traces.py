@@ -5,7 +5,7 @@ not known is left empty. Addresses are searched as the privacy setting keeps the
 `hash` by the hash of the whole.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -14,14 +14,21 @@ from psycopg.rows import class_row
 
 from shared.mail.event import Event, Kind
 from shared.mail.privacy import Privacy
+from shared.mail.standing import CLOCKS, ENDS, FINAL
 from shared.store.pool import Connection, Pool
 
 SHOWN: Final = 5  # recipients named in a list
-_CHUNK = 200  # rows read at once when messages are looked for
+_CHUNK, _MOST = 200, 5_000  # rows read at once when messages are looked for: more and more of them
 _FIELDS = ", ".join("message_id AS id" if each == "id" else each for each in Event.__struct_fields__)
+_TOLD, _BEGUN = 5_000, 200  # events that a message is told by in a list: the newest, and the first
 # Of what happened at the same time: the order in which it can have happened.
 _ORDER = "at, array_position(ARRAY['routed', 'rerouted'], kind) NULLS LAST, kind = 'reported', attempt, recipient"
 _REVERSED = "at DESC, coalesce(array_position(ARRAY['rerouted', 'routed'], kind), 0), kind <> 'reported', attempt DESC"
+# What happened last to a recipient, by the same rules as in `shared.mail.standing`, since clocks differ.
+_LAST = f"""
+    kind = 'routed', over AND kind = 'rerouted',
+    CASE WHEN kind = ANY(%(ends)s) THEN at + %(clocks)s ELSE at END DESC, {_REVERSED}
+"""
 _MATCHES = """
     (message_id = %(word)s OR header_id = ANY(%(ids)s) OR recipient = ANY(%(addresses)s) OR sender = ANY(%(addresses)s))
 """
@@ -36,12 +43,13 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
         accepted_at: When the fleet took it; None when that is no longer, or not, known.
         sender: The reverse-path; "" is the null one, None when it is not known.
         recipients: The first of them, as they are kept.
-        recipient_count: How many there are; those that are kept alike count once.
+        recipient_count: How many there are; those that are kept alike count once. Of very many events the newest tell.
         size: Bytes; 0 when it is not known.
         header_id: The Message-ID field; None when it is not known.
         last_kind: The newest event of the message.
         last_at: When that was.
-        states: How many recipients are in which state, by the last event of each that is no report.
+        states: How many recipients are in which state, by the last event of each that is no report; of those that are
+            kept alike every end counts.
     """
 
     id: str
@@ -97,10 +105,10 @@ class Traces:
             # As it is, too: a hash is pasted from a list, and records of an earlier setting may have it whole.
             "addresses": sorted({self._privacy.address(bare), Privacy().address(bare), bare}) if "@" in bare else [],
         }
-        conditions = [("message_id", word), *(("header_id", each) for each in values["ids"])]
+        conditions = [("header_id", each) for each in values["ids"]]
         conditions += [(name, each) for name in ("recipient", "sender") for each in values["addresses"]]
         async with self._pool.transaction() as connection:
-            newest: dict[str, datetime] = {}
+            newest = await _itself(connection, word, before=before)
             for column, value in conditions:
                 some = await _newest(connection, column, value, asked=values, limit=limit, before=before)
                 newest |= {each: max(at, newest.get(each, at)) for each, at in some.items()}
@@ -150,7 +158,7 @@ class Traces:
             msgspec.structs.replace(
                 each,
                 recipients=[self._privacy.address(recipient) for recipient in each.recipients],
-                reply=self._privacy.text(each.reply),
+                reply=self._privacy.text(each.reply, *each.recipients),
                 next_attempt_at=each.next_attempt_at.astimezone(UTC),
             )
             for each in rows
@@ -160,6 +168,13 @@ class Traces:
         async with self._pool.statement() as connection, connection.cursor(row_factory=class_row(row)) as cursor:
             await cursor.execute(query, values)
             return await cursor.fetchall()
+
+
+async def _itself(connection: Connection, id_: str, *, before: datetime | None) -> dict[str, datetime]:
+    """Return the message of an id, all of whose events match, with the time of the newest."""
+    cursor = await connection.execute("SELECT at FROM events WHERE message_id = %s ORDER BY at DESC LIMIT 1", (id_,))
+    row = await cursor.fetchone()
+    return {id_: row[0]} if row is not None and (before is None or row[0] < before) else {}
 
 
 async def _newest(
@@ -176,25 +191,42 @@ async def _newest(
     Read in the order of the index, and no more of it than is needed: the domain of a large provider has millions.
     """
     condition = "true" if column is None else f"{column} = %(value)s"
-    if before is not None:
-        # Whoever has a newer match was on an earlier page.
-        matches = "true" if column is None else _MATCHES
-        condition += (
-            " AND at < %(before)s AND NOT EXISTS "
-            f"(SELECT FROM events WHERE message_id = e.message_id AND at >= %(before)s AND {matches})"
-        )
+    condition += "" if before is None else " AND at < %(before)s"
+    values = {**asked, "value": value, "before": before}
     found: dict[str, datetime] = {}
+    earlier: set[str] = set()
+    size, oldest = _CHUNK, None
+    # Few rows are wanted: never to be made by sorting all.
+    await connection.execute("SET LOCAL cursor_tuple_fraction = 0.0001")
     async with connection.cursor("newest") as cursor:
         await cursor.execute(
-            f"SELECT message_id, at FROM events AS e WHERE {condition} ORDER BY at DESC",  # noqa: S608 - constants
-            {**asked, "value": value, "before": before},
+            f"SELECT message_id, at FROM events WHERE {condition} ORDER BY at DESC",  # noqa: S608 - constants
+            values,
         )
-        while rows := await cursor.fetchmany(_CHUNK):
+        while rows := await cursor.fetchmany(size):
+            if before is not None:
+                fresh = {id_ for id_, _ in rows} - found.keys() - earlier
+                earlier |= await _earlier(connection, fresh, values, everything=column is None)
             for id_, at in rows:
-                if len(found) >= limit and at < min(found.values()):
+                if oldest is not None and len(found) >= limit and at < oldest:
                     return found
-                found.setdefault(id_, at)
+                if id_ not in found and id_ not in earlier:
+                    found[id_] = oldest = at
+            size = min(2 * size, _MOST)
     return found
+
+
+async def _earlier(
+    connection: Connection, ids: Collection[str], values: Mapping[str, object], *, everything: bool
+) -> set[str]:
+    """Return which messages were on an earlier page: those that have a newer match."""
+    matches = "true" if everything else _MATCHES
+    cursor = await connection.execute(
+        "SELECT id FROM unnest(%(some)s::text[]) AS id WHERE EXISTS "  # noqa: S608 - constants
+        f"(SELECT FROM events WHERE message_id = id AND at >= %(before)s AND {matches})",
+        {**values, "some": list(ids)},
+    )
+    return {row[0] for row in await cursor.fetchall()}
 
 
 def _first(newest: Mapping[str, datetime], limit: int) -> dict[str, datetime]:
@@ -206,25 +238,40 @@ def _first(newest: Mapping[str, datetime], limit: int) -> dict[str, datetime]:
 
 
 _DESCRIBED = f"""
-    WITH mine AS (SELECT * FROM events WHERE message_id = ANY(%(ids)s)), last AS (
-        SELECT DISTINCT ON (message_id, recipient) message_id, kind FROM mine WHERE kind <> 'reported'
-        ORDER BY message_id, recipient, {_REVERSED}
+    WITH mine AS (
+        SELECT e.* FROM unnest(%(ids)s::text[]) AS id, LATERAL (
+            SELECT * FROM events WHERE message_id = id ORDER BY at DESC LIMIT {_TOLD}
+        ) AS e
+    ), begun AS (
+        SELECT message_id, min(accepted_at) AS accepted_at, min(sender) AS sender, min(header_id) AS header_id,
+            max(size) AS size
+        FROM unnest(%(ids)s::text[]) AS id, LATERAL (
+            SELECT * FROM events WHERE message_id = id ORDER BY at LIMIT {_BEGUN}
+        ) AS e GROUP BY message_id
+    ), steps AS (
+        SELECT *, bool_or(kind = ANY(%(final)s)) OVER (PARTITION BY message_id, recipient) AS over
+        FROM mine WHERE kind <> 'reported'
+    ), placed AS (
+        SELECT *, row_number() OVER (PARTITION BY message_id, recipient ORDER BY {_LAST}) AS place FROM steps
     ), counted AS (
-        SELECT message_id, jsonb_object_agg(kind, n) AS states
-        FROM (SELECT message_id, kind, count(*) AS n FROM last GROUP BY 1, 2) AS kinds GROUP BY 1
+        SELECT message_id, jsonb_object_agg(kind, n) AS states FROM (
+            SELECT message_id, kind, count(*) AS n FROM placed
+            WHERE place = 1 OR recipient LIKE '@%%' AND kind = ANY(%(ends)s) GROUP BY 1, 2
+        ) AS kinds GROUP BY 1
     )
-    SELECT message_id AS id, max(at) AS at, min(accepted_at) AS accepted_at, min(sender) AS sender,
+    SELECT message_id AS id, max(at) AS at, min(begun.accepted_at) AS accepted_at, min(begun.sender) AS sender,
         (array_agg(DISTINCT recipient))[1:{SHOWN}] AS recipients, count(DISTINCT recipient) AS recipient_count,
-        max(size) AS size, min(header_id) AS header_id,
-        (array_agg(kind ORDER BY {_REVERSED}))[1] AS last_kind, max(at) AS last_at,
+        max(begun.size) AS size, min(begun.header_id) AS header_id,
+        (array_agg(kind ORDER BY kind = 'routed', {_REVERSED}))[1] AS last_kind, max(at) AS last_at,
         coalesce((array_agg(states))[1], '{{}}') AS states
-    FROM mine LEFT JOIN counted USING (message_id) GROUP BY message_id
+    FROM mine JOIN begun USING (message_id) LEFT JOIN counted USING (message_id) GROUP BY message_id
 """  # noqa: S608 - constants
 
 
 async def _described(connection: Connection, newest: Mapping[str, datetime]) -> list[Found]:
     async with connection.cursor(row_factory=class_row(Found)) as cursor:
-        await cursor.execute(_DESCRIBED, {"ids": list(newest)})
+        values = {"ids": list(newest), "final": sorted(FINAL), "ends": sorted(ENDS), "clocks": CLOCKS}
+        await cursor.execute(_DESCRIBED, values)
         found = [
             msgspec.structs.replace(
                 each,

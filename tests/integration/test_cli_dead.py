@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 import pytest
 
 from shared.broker import topology
-from shared.mail import codec
+from shared.mail import codec, event
 from shared.runtime.settings import Settings
 from shared.store.dead import DeadLetters
 from shared.store.pool import Pool
 from tests.integration.command_line import CommandLine, commands
 from tests.integration.conftest import MESSAGE, Queues, Wire, delivery, through
 from tests.integration.rooms import running
+from tests.integration.test_dead import reading_only
 
 pytestmark = [pytest.mark.anyio, pytest.mark.services]
 
@@ -98,6 +99,10 @@ class TestLooking:
         await aside(queues, pool, b"2")
         alone = await pushpush("dead", "list", amqp_url="amqp://guest:guest@127.0.0.1:1/")
         assert (0, True) == (alone.code, "what is still in the queue is not shown" in alone.err)
+        with reading_only(settings.database_url):
+            reads = await pushpush("dead", "list", "--json")
+        assert [1, None] == [reads.data[name] for name in ("total", "in_queue")]
+        assert "read-only" in reads.data["warnings"][0]
         await store_wire.cut()
         ran = await pushpush("dead", "list", database_url=through(settings.database_url, store_wire))
         assert (3, 1) == (ran.code, await queues.depth(topology.UNDECODABLE))
@@ -141,9 +146,34 @@ class TestDoing:
             assert (1, True) == (ran.code, "this would throw 2 dead letters away for good" in words)
         assert 2 == await DeadLetters(pool).count()
         partly = await pushpush("dead", "discard", str(first), "4711", "--yes", "--json")
-        assert (1, [first], [4711]) == (partly.code, *partly.object["data"].values())
+        assert (1, [first], [4711], []) == (partly.code, *partly.object["data"].values())
         assert "1 letter thrown away" == (await pushpush("dead", "discard", str(second), "--yes")).out.strip()
         assert 0 == await DeadLetters(pool).count()
+
+    async def test_a_delivery_that_is_discarded_is_set_aside_no_longer(
+        self, pushpush: CommandLine, queues: Queues, pool: Pool
+    ) -> None:
+        """The journal is told; when it cannot be, that is said. For what is no delivery no broker is needed."""
+        first, second = [await aside(queues, pool, codec.encode(delivery(id=f"m{n}"), MESSAGE)) for n in range(2)]
+        other = await aside(queues, pool, MESSAGE)
+        await pushpush("dead", "list")
+        assert "1 letter thrown away" == (await pushpush("dead", "discard", str(first), "--yes")).out.strip()
+        [told] = event.decode((await queues.take(topology.JOURNAL)).body).events
+        assert ("removed", "m0", "b@a.example", "operator") == (told.kind, told.id, told.recipient, told.room)
+        away = "amqp://guest:guest@127.0.0.1:1/"
+        quiet = await pushpush("dead", "discard", str(other), "--yes", amqp_url=away)
+        assert (0, "") == (quiet.code, quiet.err)
+        untold = await pushpush("dead", "discard", str(second), "--yes", "--json", amqp_url=away)
+        assert "1 event could not be published" in untold.data["warnings"][0]
+
+    async def test_a_delivery_is_not_sent_as_a_message(self, pushpush: CommandLine, queues: Queues, pool: Pool) -> None:
+        """Whatever is said about sender and recipients: the bytes are the rooms' own."""
+        number = str(await aside(queues, pool, codec.encode(delivery(), MESSAGE)))
+        await pushpush("dead", "list")
+        words = ("--queue", "mail.outbound", "--from", "a@x.example", "--to", "b@y.example", "--force")
+        refused = await pushpush("dead", "requeue", number, *words)
+        assert (1, True) == (refused.code, "mail.reroute alone takes it" in refused.sentence)
+        assert 0 == await queues.depth(topology.OUTBOUND)
 
     async def test_vague_words(self, pushpush: CommandLine) -> None:
         """It must be said which letters."""

@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+import unicodedata
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -123,6 +124,13 @@ class TestLooking:
         assert 1 == domains["b.example"]["counts"][-1]
         assert ["domain", "oldest", "total", "5m", "10m"] == top_text.out.split()[:5]
 
+    async def test_a_message_with_very_many_recipients_is_shown_whole(self, pushpush: CommandLine, pool: Pool) -> None:
+        """Nobody takes a part for the whole."""
+        for number in range(150):
+            await Deferred(pool).defer(delivery(id="big", domain=f"d{number}.example"), MESSAGE, LATER)
+        data = (await pushpush("queue", "show", "big", "--json")).data
+        assert (150, 150) == (len(data["waiting"]), data["total"])
+
     async def test_bad_words(self, pushpush: CommandLine) -> None:
         """One sentence for what cannot be understood."""
         for words in (
@@ -157,8 +165,42 @@ async def test_whatever_is_typed(
     for each in ran:
         assert each.code in {0, 1, 2}, (words, each.out, each.err)
         assert "Traceback" not in each.out + each.err
-        assert all(line.isprintable() for line in each.err.split("\n"))
+        assert not {unicodedata.category(character) for character in each.err.replace("\n", "")} & {
+            "Cc",
+            "Cs",
+            "Zl",
+            "Zp",
+        }
     assert before == await left(deferred)
+
+
+class TestRetry:
+    """`retry`."""
+
+    async def test_what_is_due_already_is_counted_apart(self, pushpush: CommandLine, deferred: Deferred) -> None:
+        """Of what is chosen; a message that does not wait is an error."""
+        assert "1 delivery made due" == (await pushpush("queue", "retry", "m1")).out.strip()
+        text = await pushpush("queue", "retry", "--domain", "a.example")
+        assert "1 delivery made due; 1 was due already" == text.out.strip()
+        again = await pushpush("queue", "retry", "--all", "--json")
+        assert {"retried": 1, "due_already": 2} == again.data
+        assert 3 == await deferred.due(now=datetime.now(UTC))
+        unknown = await pushpush("queue", "retry", "m9")
+        assert (1, True) == (unknown.code, "no message m9 waits" in unknown.sentence)
+
+    async def test_the_audit_log_keeps_no_address_that_is_not_kept(
+        self, pushpush: CommandLine, pool: Pool, deferred: Deferred
+    ) -> None:
+        """Whatever is done by an answer that names somebody."""
+        reply = Reply(code=550, text="no bob@secret.example here")
+        for verb in ("retry", "bounce", "remove"):
+            await deferred.defer(delivery(id=verb, reply=reply), MESSAGE, LATER)
+            yes = [] if verb == "retry" else ["--yes"]
+            ran = await pushpush("queue", verb, "--error", "bob@secret.example", *yes, journal_addresses="domain")
+            assert 0 == ran.code, ran.err
+        async with pool.statement() as connection:
+            audited = await (await connection.execute("SELECT object FROM audit")).fetchall()
+        assert {("answer with '@secret.example'",)} == set(audited)
 
 
 class TestEnding:
@@ -206,7 +248,7 @@ class TestEnding:
         none, unknown = await asyncio.gather(
             pushpush("queue", "bounce", "--domain", "c.example", "--json"), pushpush("queue", "bounce", "m9", "--yes")
         )
-        assert {"matched": 0, "bounced": 0} == none.data
+        assert {"matched": 0, "bounced": 0, "warnings": []} == none.data
         assert (1, True) == (unknown.code, "no message m9 waits" in unknown.sentence)
 
     async def test_the_broker_is_away(self, pushpush: CommandLine, deferred: Deferred) -> None:
@@ -218,6 +260,9 @@ class TestEnding:
         )
         assert (3, True) == (bounced.code, "0 deliveries were ended before, the rest waits on" in bounced.sentence)
         assert (0, {"m1", "m3"}) == (removed.code, await left(deferred))
+        assert "warning: 1 event could not be published" in removed.err
+        told = await pushpush("queue", "remove", "m3", "--yes", "--json", amqp_url=url)
+        assert "1 event could not be published" in told.data["warnings"][0]
 
     async def test_the_store_is_away(self, pushpush: CommandLine, settings: Settings, store_wire: Wire) -> None:
         """One sentence, exit 3."""

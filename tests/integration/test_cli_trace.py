@@ -227,6 +227,27 @@ class TestTrace:
         other = await pushpush("trace", "bob@a.example", journal_addresses=mode, journal_key="l" * 16)
         assert 1 == other.code
 
+    async def test_recipients_that_are_kept_alike(self, keep: Keep, pool: Pool, pushpush: CommandLine) -> None:
+        """What became of them is counted; nobody is named, and of nobody it is said that it was he."""
+        await keep(
+            *(told("routed", recipient=f"{each}@a.example", at=AT) for each in ("amy", "bob", "cy", "dan")),
+            told("routed", recipient="eve@b.example", domain="b.example", at=AT),
+            *(told("delivered", recipient=f"{each}@a.example", attempt=1, at=AT) for each in ("amy", "cy")),
+            told("bounced", at=AT, attempt=1, code=550, reply="mailbox Bob is full"),
+            told("reported", at=AT, report="r1"),
+            told("delivered", recipient="eve@b.example", attempt=1, at=AT),
+            privacy=Privacy(mode="domain"),
+        )
+        later = now() + timedelta(minutes=5, seconds=30)
+        await Deferred(pool).defer(delivery("dan@a.example", attempts=1), MESSAGE, later)
+        ran = await pushpush("trace", "m1", journal_addresses="domain")
+        told_of = "4 routed, 1 bounced, 2 delivered; what waits in the store is tried in 5 m"
+        assert [
+            f"  recipients at @a.example: {told_of}; the sender was told, report r1",
+            "  @b.example was delivered 2 h ago",
+        ] == ran.out.splitlines()[-2:]
+        assert "bob" not in ran.out.lower()
+
     async def test_while_the_database_is_away(self, settings: Settings, store_wire: Wire) -> None:
         """Exit code 3, as for every command."""
         await store_wire.cut()
@@ -251,10 +272,29 @@ class TestTraffic:
         )
         lines = [each.split() for each in (await pushpush("traffic")).out.splitlines()]
         assert [
-            ["a.example", "2", "1", "0", "0", "0", "3", "MB", "20"],
-            ["b.example", "0", "0", "3", "0", "0", "0", "B", "0"],
-            ["in", "all", "2", "1", "3", "0", "0", "3", "MB", "12"],
+            ["a.example", "2", "1", "0", "0", "0", "0", "3", "MB", "20"],
+            ["b.example", "0", "0", "3", "0", "0", "0", "0", "B", "0"],
+            ["in", "all", "2", "1", "3", "0", "0", "0", "3", "MB", "12"],
         ] == lines[1:]
+
+    async def test_what_an_operator_ended_is_no_attempt(self, keep: Keep, pushpush: CommandLine) -> None:
+        """It would make a slow next hop look quick; what was removed is counted, though it was never tried."""
+        await keep(
+            told(size=1, ms=5_000),
+            *(told("bounced", room="operator", actor="ann") for _ in range(99)),
+            *(told("removed", room="operator", actor="ann") for _ in range(500)),
+            told("dropped", room="router"),
+            told("removed", room="operator", actor="ann", domain="b.example"),
+        )
+        lines = [each.split() for each in (await pushpush("traffic")).out.splitlines()]
+        assert [
+            ["a.example", "1", "0", "100", "500", "0", "0", "1", "B", "5000"],
+            ["b.example", "0", "0", "0", "1", "0", "0", "0", "B", "-"],
+            ["in", "all", "1", "0", "100", "501", "0", "0", "1", "B", "5000"],
+        ] == lines[1:]
+        (hour,) = (await pushpush("traffic", "--by", "hour", "--since", "1m", "--json")).data["traffic"][-1:]
+        assert (1, 501, 5_000) == (hour["attempts"], hour["removed"], hour["ms"])
+        assert "no mail" not in (await pushpush("traffic", "b.example")).out
 
     async def test_of_one_domain_by_transport_and_hour(self, keep: Keep, pushpush: CommandLine) -> None:
         """In whatever form the domain is typed."""

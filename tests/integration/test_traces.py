@@ -1,12 +1,15 @@
 """Messages are found by whatever an operator has of them; what happened to one is told in an order that can be."""
 
+import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
+import psycopg
 import pytest
 
-from shared.mail.event import Event
+from shared.mail.event import Event, Kind
 from shared.mail.privacy import Privacy
+from shared.mail.standing import standings
 from shared.runtime.clock import now
 from shared.store.deferred import Deferred
 from shared.store.journal import Journal
@@ -20,6 +23,11 @@ pytestmark = [pytest.mark.anyio, pytest.mark.services]
 WHOLE = Privacy()
 START = now().replace(microsecond=0) - timedelta(hours=5)
 Keep = Callable[..., Awaitable[None]]
+MANY = """
+    INSERT INTO events (at, kind, message_id, recipient, domain, room, header_id)
+    SELECT %(at)s + make_interval(secs => n / 1000.0), 'routed', 'm' || n, 'b@a.example', 'a.example', 'router',
+        '<same@from.example>' FROM generate_series(1, 300000) AS n
+"""
 
 
 def minute(number: float) -> datetime:
@@ -130,6 +138,66 @@ class TestFind:
         (found,) = await traces.find("m1")
         assert (people[:5], 8, "reported") == (found.recipients, found.recipient_count, found.last_kind)
         assert {"delivered": 2, "bounced": 1, "deferred": 2, "routed": 3} == found.states
+
+    @pytest.mark.parametrize("end", ["delivered", "bounced", "dropped", "failed", "removed"])
+    @pytest.mark.parametrize("first", ["routed", "rerouted", "fallback"])
+    async def test_clocks_of_two_hosts_differ(self, keep: Keep, traces: Traces, first: Kind, end: Kind) -> None:
+        """A list says the same as the trace: what ended is not on its way."""
+        at = minute(0)
+        await keep(told(end, at=at + timedelta(milliseconds=20)), told(first, at=at + timedelta(milliseconds=30)))
+        (found,) = await traces.find("m1")
+        (stand,) = standings(await traces.timeline("m1"), {})
+        assert ({end: 1}, end) == (found.states, stand.last.kind if stand.last else None)
+
+    @pytest.mark.parametrize(
+        ("kinds", "last"),
+        [
+            (("delivered", "routed"), "delivered"),
+            (("delivered", "rerouted"), "delivered"),
+            (("delivered", "rerouted", "deferred"), "deferred"),
+            (("failed", "rerouted"), "rerouted"),
+            (("deferred", "rerouted"), "rerouted"),
+            (("routed",), "routed"),
+        ],
+    )
+    async def test_what_happens_after_an_end(
+        self, keep: Keep, traces: Traces, kinds: tuple[Kind, ...], last: Kind
+    ) -> None:
+        """As in a trace, too."""
+        await keep(*(told(kind, at=minute(number)) for number, kind in enumerate(kinds)))
+        (found,) = await traces.find("m1")
+        (stand,) = standings(await traces.timeline("m1"), {})
+        assert ({last: 1}, last) == (found.states, stand.last.kind if stand.last else None)
+
+    async def test_recipients_that_are_kept_alike_are_counted(self, keep: Keep, pool: Pool) -> None:
+        """By what became of them: one of each, and not only the last."""
+        privacy = Privacy(mode="domain")
+        await keep(
+            *routed("m1", minute(0), "amy@a.example", "bob@a.example", "cy@a.example"),
+            told("bounced", at=minute(1)),
+            told(at=minute(2), recipient="amy@a.example"),
+            told(at=minute(2), recipient="cy@a.example"),
+            privacy=privacy,
+        )
+        (found,) = await Traces(pool, privacy).find("m1")
+        assert ({"bounced": 1, "delivered": 2}, 1) == (found.states, found.recipient_count)
+
+    async def test_of_very_many_messages_with_the_same_id_no_more_are_read_than_are_shown(
+        self, traces: Traces, pool: Pool, database: str
+    ) -> None:
+        """Whoever sends chooses the Message-ID: 300,000 equal ones, on the first page and on one in the middle."""
+        await Journal(pool, WHOLE).record([batch(1, told(at=START), told(at=minute(6)))], now=now())  # makes the days
+        with psycopg.connect(database) as connection:
+            connection.execute(MANY, {"at": START})
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute("ANALYZE events")
+        began = time.monotonic()
+        first = await traces.find("same@from.example")
+        second = await traces.find("same@from.example", before=minute(1))
+        took = time.monotonic() - began
+        assert (50, 50) == (len(first), len(second))
+        assert took < 0.4  # both; a quiet machine needs a tenth of it
+        assert all(each.at < minute(1) for each in second)
 
     async def test_a_message_whose_beginning_is_lost_is_found_all_the_same(self, keep: Keep, traces: Traces) -> None:
         """Its events may have been dropped on the way, or be older than what is kept."""

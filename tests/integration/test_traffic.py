@@ -1,8 +1,10 @@
 """Traffic as operators ask for it: by domain, hour, transport and minute, with what nothing went to as zero."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 
 from shared.mail.event import Event
@@ -10,7 +12,7 @@ from shared.mail.privacy import Privacy
 from shared.runtime.clock import now
 from shared.store.journal import Journal
 from shared.store.pool import Pool
-from shared.store.traffic import Traffic
+from shared.store.traffic import Counts, Traffic
 from tests.integration.journals import batch, told
 
 pytestmark = [pytest.mark.anyio, pytest.mark.services]
@@ -52,9 +54,11 @@ async def test_each_kind_is_counted_for_itself(keep: Keep, traffic: Traffic) -> 
             told("dropped", ms=8),
             told("reported", report="r1"),
             told("removed", room="operator"),
+            told("bounced", room="operator", ms=0),
+            told("dropped", room="router", ms=0),
         )
     (found,) = await traffic.by_domain(since=THIS)
-    assert ("a.example", 4, 2, 2, 2, 2, 2, 2, 300, 160) == (
+    assert ("a.example", 4, 2, 2, 2, 2, 4, 4, 2, 300, 160) == (
         found.domain,
         found.delivered,
         found.deferred,
@@ -63,10 +67,11 @@ async def test_each_kind_is_counted_for_itself(keep: Keep, traffic: Traffic) -> 
         found.failed,
         found.bounced,
         found.dropped,
+        found.removed,
         found.bytes,
         found.ms,
     )
-    assert 12 == found.attempts
+    assert 12 == found.attempts  # neither the router nor an operator asks anybody
 
 
 async def test_by_domain_the_most_first(keep: Keep, traffic: Traffic) -> None:
@@ -115,6 +120,24 @@ async def test_by_hour_with_hours_without_any(keep: Keep, traffic: Traffic) -> N
     assert {UTC} == {each.hour.tzinfo for each in found}
     one = await traffic.by_hour(since=THIS - 3 * HOUR, until=THIS - HOUR, domain="b.example")
     assert [0, 0] == [each.delivered for each in one]
+
+
+async def test_by_hour_over_all_domains_adds_up_and_does_not_read_each(
+    keep: Keep, traffic: Traffic, database: str
+) -> None:
+    """A day of a large provider is millions of counters: whoever looks at the overview must not wait for them."""
+    rooms = ("https", "smtp", "router")
+    for _ in range(2):
+        await keep(*(told(domain=f"d{n}.example", room=rooms[n % 3], size=n, ms=1) for n in range(30)))
+        await keep(told("removed", room="operator"), told("deferred", domain="d1.example"))
+    domains = await traffic.by_domain(since=THIS)
+    with psycopg.connect(database) as connection:
+        connection.execute("LOCK TABLE traffic")
+        async with asyncio.timeout(5):
+            (hour,) = await traffic.by_hour(since=THIS, until=THIS + HOUR)
+    for each in Counts.__struct_fields__:
+        assert getattr(hour, each) == sum(getattr(domain, each) for domain in domains), each
+    assert (60, 2, 2) == (hour.delivered, hour.removed, hour.deferred)
 
 
 async def test_by_minute_with_minutes_without_any(keep: Keep, traffic: Traffic) -> None:

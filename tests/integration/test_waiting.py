@@ -19,9 +19,11 @@ from shared.broker import topology
 from shared.broker.link import Link
 from shared.broker.publisher import Publisher
 from shared.broker.settle import Settler
+from shared.fleet.turns import turn
 from shared.fleet.waiting import BATCH, Ended, Who, bounce, remove
 from shared.mail import codec
 from shared.mail.event import Event
+from shared.mail.privacy import Privacy
 from shared.mail.reply import Reply
 from shared.mail.retry import Schedule, parse_waits
 from shared.mail.route import Route
@@ -40,6 +42,18 @@ ROOT = Path(__file__).parent.parent.parent
 LATER = datetime.now(UTC) + timedelta(hours=1)
 GREYLISTED = Reply(code=451, enhanced="4.7.1", text="greylisted", mta="mx.a.example")
 WHO = Who(actor="ann", via="cli")
+# Each delivery that is made due waits anew at once, up to ten.
+_FAILS_AGAIN = """
+    CREATE FUNCTION fails_again() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO deferred (message_id, mail_from, rcpt_to, domain, target, accepted_at, next_attempt_at, attempts,
+            reply, size, delivery)
+        SELECT message_id, mail_from, rcpt_to, domain, target, accepted_at, OLD.next_attempt_at, attempts,
+            reply, size, delivery
+        FROM deferred WHERE id = NEW.id AND (SELECT count(*) FROM deferred) < 10;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER fails_again AFTER UPDATE ON deferred FOR EACH ROW EXECUTE FUNCTION fails_again()
+"""
 SCHEDULE = Schedule(waits=parse_waits("1m"))
 
 
@@ -252,12 +266,54 @@ class TestBounce:
         await deferred.defer(delivery("c@a.example", body_ref="big"), b"", LATER)
         await bodies.end("big", "m1", ["c@a.example"])
         ended = await bounce(EVERYTHING, pool, settler, who=WHO, emit=events.extend)
-        assert Ended(deliveries=2, recipients=1, reports=1, silent=1) == ended
+        assert Ended(deliveries=2, recipients=1, reports=1, doubles=1) == ended
         _, _, words = await report(queues)
         assert ("b@a.example" in words, "c@a.example" in words) == (True, False)
         assert ["b@a.example"] == [each.recipient for each in events]
         assert 0 == await queues.depth(topology.OUTBOUND)
         assert 0 == await deferred.count()
+
+    async def test_several_at_once_take_turns(
+        self, database: str, settler: Settler, deferred: Deferred, queues: Queues
+    ) -> None:
+        """More operators than connections bounce stored mail: nobody is told that the store is away."""
+        for number in range(8):
+            body, name = f"big{number}", f"m{number}"
+            await Bodies(deferred._pool).put(body, MESSAGE, message_id=name, recipients=["b@a.example"])
+            await deferred.defer(delivery(id=name, body_ref=body), b"", LATER)
+        pool = Pool(database, name="panel", size=4, timeout=1)
+        await pool.open()
+        ended = await asyncio.gather(
+            *(bounce(Selection(message_id=f"m{n}"), pool, settler, who=WHO, emit=_ignore) for n in range(8))
+        )
+        await pool.close()
+        assert [Ended(deliveries=1, recipients=1, reports=1)] * 8 == ended
+        assert 8 == await queues.depth(topology.OUTBOUND)
+
+    async def test_who_waits_for_a_turn_can_be_told_to_stop(
+        self, pool: Pool, settler: Settler, deferred: Deferred
+    ) -> None:
+        """Nothing was begun, so there is nothing to finish."""
+        await deferred.defer(delivery(), MESSAGE, LATER)
+        async with turn(pool):
+            waits = asyncio.create_task(bounce(EVERYTHING, pool, settler, who=WHO, emit=_ignore))
+            await asyncio.sleep(0.3)
+            waits.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waits
+        assert 1 == await deferred.count()
+
+    async def test_the_audit_log_keeps_no_address_that_is_not_kept(
+        self, pool: Pool, settler: Settler, deferred: Deferred
+    ) -> None:
+        """Words of an answer that were searched for may name somebody."""
+        del deferred
+        chosen = Selection(error="<bob@secret.example> is full", domain="a.example")
+        hidden = Privacy(mode="domain")
+        await bounce(chosen, pool, settler, who=WHO, emit=_ignore, privacy=hidden)
+        await remove(chosen, pool, who=WHO, emit=_ignore, privacy=hidden)
+        words = "domain a.example; answer with '<@secret.example> is full'"
+        assert [words, words] == [each[3] for each in await audited(pool)]
 
     async def test_a_body_that_is_gone(self, pool: Pool, settler: Settler, deferred: Deferred, queues: Queues) -> None:
         """The sender is told all the same; there is only nothing to give back."""
@@ -431,6 +487,38 @@ class TestRemove:
             (each.kind, each.recipient, each.actor) for each in events
         ]
         assert [("ann", "cli", "queue remove", "domain a.example", "1 waiting delivery")] == await audited(pool)
+
+    async def test_nothing_is_told_of_who_has_the_message(
+        self, pool: Pool, deferred: Deferred, events: list[Event]
+    ) -> None:
+        """A double that a crash had left goes in silence: it was delivered, and not removed."""
+        await Bodies(pool).put("big", MESSAGE, message_id="m1", recipients=["b@a.example", "c@a.example"])
+        await deferred.defer(delivery("b@a.example", "c@a.example", body_ref="big"), b"", LATER)
+        await deferred.defer(delivery("b@a.example", body_ref="big"), b"", LATER)
+        await Bodies(pool).end("big", "m1", ["b@a.example"])
+        ended = await remove(EVERYTHING, pool, who=WHO, emit=events.extend)
+        assert Ended(deliveries=2, recipients=1, silent=1, doubles=1) == ended
+        assert ["c@a.example"] == [each.recipient for each in events]
+
+
+class TestRetry:
+    """`Deferred.retry`."""
+
+    async def test_what_fails_again_meanwhile_has_had_its_turn(
+        self, pool: Pool, deferred: Deferred, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A long retry ends, though what it made due is tried and waits anew before it is done."""
+        monkeypatch.setattr("shared.store.deferred._DUE_AT_ONCE", 1)
+        for name in ("m1", "m2"):
+            await deferred.defer(delivery(id=name), MESSAGE, LATER)
+        async with pool.transaction() as connection:
+            await connection.execute(_FAILS_AGAIN)
+        try:
+            assert 2 == await deferred.retry(now=now())
+        finally:
+            async with pool.transaction() as connection:
+                await connection.execute("DROP FUNCTION fails_again CASCADE")
+        assert (2, 2) == (await deferred.due(now=now()), await deferred.count() - 2)
 
 
 class TestLooking:

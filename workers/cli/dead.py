@@ -11,7 +11,8 @@ from shared.fleet.dead import NoLetterError, Requeued
 from shared.fleet.letter import opened, plain
 from shared.fleet.resend import QUEUES, StaysDeadError
 from shared.fleet.waiting import Who
-from shared.runtime.errors import BrokerUnavailable
+from shared.mail.event import Event
+from shared.runtime.errors import FleetError
 from shared.store.dead import DeadLetters, Stored
 from shared.store.pool import Pool
 from workers.cli.change import Actor
@@ -30,6 +31,7 @@ from workers.cli.frame import (
     run,
     table,
 )
+from workers.cli.journal import WAIT, Telling
 
 app = typer.Typer(no_args_is_help=True, help="Dead letters: what could not be read, and what to do about it.")
 
@@ -160,22 +162,34 @@ def discard(
         chosen = await _chosen(ids, search, pool, everything=everything)
         if there := await DeadLetters(pool).known(chosen):
             confirm(f"throw {counted(len(there), 'dead letter', 'dead letters')} away for good", yes=yes, json=json)
-        gone = await dead.discard(chosen, pool, who=ours)
+        told: list[Event] = []
+        gone = await dead.discard(chosen, pool, who=ours, emit=told.extend)
+        warnings = await _published(fleet, told)
         missing = sorted(set(chosen) - set(gone))
         named = ", ".join(map(str, missing))
         fault = f"there is no dead letter {named}, or somebody is just sending it again" if missing else ""
         words = f"{counted(len(gone), 'letter', 'letters')} thrown away"
-        data = {"discarded": gone, "missing": missing}
-        return Result(data=data, text="; ".join(filter(None, (words, fault))), code=REFUSED * bool(fault), fault=fault)
+        data = {"discarded": gone, "missing": missing, "warnings": list(warnings)}
+        text = "; ".join(filter(None, (words, fault)))
+        return Result(data=data, text=text, code=REFUSED * bool(fault), fault=fault, warnings=warnings)
 
     run("dead discard", work, json=json)
+
+
+async def _published(fleet: Fleet, events: Sequence[Event]) -> tuple[str, ...]:
+    """Tell the journal; return what to warn of. Without events the broker is not needed."""
+    telling = Telling()
+    if events:
+        async with telling.on(await fleet.link(wait=WAIT)) as emit:
+            emit(events)
+    return telling.warnings
 
 
 async def _collected(fleet: Fleet, letters: DeadLetters) -> tuple[tuple[str, ...], int | None]:
     """Take letters in; return what to warn of, and how many are left in the queue, None when it cannot be seen."""
     try:
         collected = await dead.collect(await fleet.link(), letters)
-    except BrokerUnavailable as error:
+    except FleetError as error:
         return (f"what is still in the queue is not shown: {error}",), None
     left = collected.left
     return ((f"{counted(left, 'letter is', 'letters are')} still in the queue: look again",) if left else ()), left

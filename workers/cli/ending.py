@@ -1,16 +1,12 @@
 """`pushpush queue bounce` and `pushpush queue remove`: end waiting mail by hand."""
 
-import asyncio
-import contextlib
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import msgspec
 import typer
 
-from shared.broker.events import Events
-from shared.broker.link import Link
 from shared.broker.publisher import Publisher
 from shared.broker.settle import Settler
 from shared.fleet import waiting
@@ -22,9 +18,8 @@ from shared.store.selection import Selection
 from workers.cli.change import Actor
 from workers.cli.confirm import Yes, confirm
 from workers.cli.frame import CONFIRM, REFUSED, Fleet, Json, Refusal, Result, actor, counted, run
-from workers.cli.which import All, Domain, Error, Id, Older, Target, not_by_chance, selection
-
-_EVENTS_WAIT = 2.0  # seconds for the broker where only the journal is told by it
+from workers.cli.journal import WAIT, Telling
+from workers.cli.which import All, Domain, Error, Id, Older, Target, not_by_chance, privacy, selection
 
 End = Callable[[Selection, Pool, Progress], Awaitable[Ended]]
 
@@ -54,9 +49,11 @@ def bounce(
         not_by_chance(chosen, everything=everything)
         ours = Who(actor=actor(who), via="cli")
 
+        telling = Telling()
+
         async def end(counted_as: Selection, pool: Pool, progress: Progress) -> Ended:
             link = await fleet.link()
-            async with _events(link) as emit:
+            async with telling.on(link) as emit:
                 settler = Settler(
                     Publisher(link, timeout=CONFIRM),
                     Deferred(pool),
@@ -65,9 +62,17 @@ def bounce(
                     emit=emit,
                     room="operator",
                 )
-                return await waiting.bounce(counted_as, pool, settler, who=ours, emit=emit, progress=progress)
+                return await waiting.bounce(
+                    counted_as,
+                    pool,
+                    settler,
+                    who=ours,
+                    emit=emit,
+                    progress=progress,
+                    privacy=privacy(fleet.settings),
+                )
 
-        return await _ended(fleet, "bounce", "bounced", chosen, end, yes=yes, json=json)
+        return await _ended(fleet, "bounce", "bounced", chosen, end, telling, yes=yes, json=json)
 
     run("queue bounce", work, json=json)
 
@@ -90,16 +95,22 @@ def remove(
         not_by_chance(chosen, everything=everything)
         ours = Who(actor=actor(who), via="cli")
 
-        async def end(counted_as: Selection, pool: Pool, progress: Progress) -> Ended:
-            async with _events(await fleet.link(wait=_EVENTS_WAIT)) as emit:
-                return await waiting.remove(counted_as, pool, who=ours, emit=emit, progress=progress)
+        telling = Telling()
 
-        return await _ended(fleet, "remove", "removed", chosen, end, yes=yes, json=json)
+        async def end(counted_as: Selection, pool: Pool, progress: Progress) -> Ended:
+            async with telling.on(await fleet.link(wait=WAIT)) as emit:
+                return await waiting.remove(
+                    counted_as, pool, who=ours, emit=emit, progress=progress, privacy=privacy(fleet.settings)
+                )
+
+        return await _ended(fleet, "remove", "removed", chosen, end, telling, yes=yes, json=json)
 
     run("queue remove", work, json=json)
 
 
-async def _ended(fleet: Fleet, verb: str, done: str, chosen: Selection, end: End, *, yes: bool, json: bool) -> Result:
+async def _ended(
+    fleet: Fleet, verb: str, done: str, chosen: Selection, end: End, telling: Telling, *, yes: bool, json: bool
+) -> Result:
     """Count, ask, end, and tell."""
     pool = await fleet.pool()
     deferred = Deferred(pool)
@@ -108,13 +119,15 @@ async def _ended(fleet: Fleet, verb: str, done: str, chosen: Selection, end: End
     if not count and chosen.message_id is not None:
         raise Refusal(f"no message {chosen.message_id} waits like that; `pushpush queue list` shows what waits")
     if not count:
-        return Result(data={"matched": 0, done: 0}, text="nothing that waits matches")
+        return Result(data={"matched": 0, done: 0, "warnings": []}, text="nothing that waits matches")
     told = "and tell their senders" if verb == "bounce" else "and tell nobody"
     confirm(f"{verb} {counted(count, 'delivery', 'deliveries')} ({chosen}), {told}", yes=yes, json=json)
     ended = await end(counted_as, pool, _progress(done, count, json=json))
     fault = "" if not ended.unreadable else f"{counted(ended.unreadable, 'delivery', 'deliveries')} could not be read"
-    data = {"matched": count, done: ended.deliveries, **msgspec.structs.asdict(ended)}
-    return Result(data=data, text=_words(verb, done, ended), code=REFUSED if fault else 0, fault=fault)
+    warnings = telling.warnings
+    data = {"matched": count, done: ended.deliveries, **msgspec.structs.asdict(ended), "warnings": list(warnings)}
+    text = _words(verb, done, ended)
+    return Result(data=data, text=text, code=REFUSED if fault else 0, fault=fault, warnings=warnings)
 
 
 def _words(verb: str, done: str, ended: Ended) -> str:
@@ -123,6 +136,8 @@ def _words(verb: str, done: str, ended: Ended) -> str:
         words.append(counted(ended.reports, "report sent", "reports sent"))
         if ended.silent:
             words.append(f"{ended.silent} ended in silence: reports themselves, or their senders want none")
+    if ended.doubles:
+        words.append(f"{counted(ended.doubles, 'was a double', 'were doubles')} of mail that has ended already")
     if busy := ended.left - ended.unreadable:
         words.append(f"{counted(busy, 'was', 'were')} just being tried, and left alone")
     if ended.unreadable:
@@ -136,16 +151,3 @@ def _progress(done: str, count: int, *, json: bool) -> Progress:
             print(f"{done} {ended.deliveries} of {count}", file=sys.stderr)  # noqa: T201
 
     return show
-
-
-@contextlib.asynccontextmanager
-async def _events(link: Link) -> AsyncIterator[Events]:
-    """Emit to the journal meanwhile; what cannot be told by the end is not."""
-    events = Events(link, room="operator")
-    running = asyncio.create_task(events.run())
-    try:
-        yield events
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await events.close()

@@ -5,19 +5,18 @@ from typing import Annotated
 import msgspec
 import typer
 
-from shared.broker import topology
-from shared.broker.link import FAULTS, Link
+from shared.broker.depths import Depths
 from shared.runtime.clock import now
-from shared.runtime.errors import BrokerUnavailable
 from shared.store.audit import Audit
 from shared.store.dead import DeadLetters
 from shared.store.deferred import Deferred, Waiting
 from shared.store.hops import NextHops
+from shared.store.selection import Selection
 from shared.store.waiting import By, WaitingMail
 from workers.cli import ending, top
 from workers.cli.change import Actor
 from workers.cli.frame import Fleet, Json, Refusal, Result, actor, ago, counted, printable, run, table
-from workers.cli.which import All, Domain, Error, Id, Older, Target, not_by_chance, selection
+from workers.cli.which import All, Domain, Error, Id, Older, Target, not_by_chance, privacy, selection
 
 app = typer.Typer(no_args_is_help=True, help="Waiting mail: what, for whom, why, and until when.")
 ending.register(app)
@@ -25,6 +24,7 @@ top.register(app)
 
 _HINT = "`pushpush queue list` shows what waits"
 _DOMAINS = 50  # shown by `status`; `stats` shows more
+_SHOWN = 100_000  # deliveries of one message that `show` shows
 _COUNTED = 100_000  # matching deliveries that `list` counts
 
 
@@ -33,7 +33,7 @@ def status(json: Json = False) -> None:
     """Show how many messages are in each queue, what waits for which domain, and which next hops are left alone."""
 
     async def work(fleet: Fleet) -> Result:
-        depths = await _depths(await fleet.link())
+        depths = await Depths(await fleet.link()).all()
         pool = await fleet.pool()
         totals = await Deferred(pool).totals()
         hops = await NextHops(pool).current()
@@ -112,10 +112,14 @@ def show(
     """Show one waiting message with all its waiting recipients."""
 
     async def work(fleet: Fleet) -> Result:
-        waiting = await Deferred(await fleet.pool()).matching(selection(message))
+        deferred, chosen = Deferred(await fleet.pool()), selection(message)
+        waiting = await deferred.matching(chosen, limit=_SHOWN)
         if not waiting:
             raise Refusal(f"no message {message} waits; {_HINT}")
-        return Result(data={"waiting": waiting}, text="\n\n".join(_words(each) for each in waiting))
+        total = len(waiting) if len(waiting) < _SHOWN else await deferred.count(chosen)
+        warnings = (f"shown are {len(waiting)} of {total}",) if total > len(waiting) else ()
+        data = {"waiting": waiting, "total": total}
+        return Result(data=data, text="\n\n".join(_words(each) for each in waiting), warnings=warnings)
 
     run("queue show", work, json=json)
 
@@ -161,25 +165,28 @@ def retry(
         chosen = selection(message, domain=domain, target=target, older=older, error=error)
         not_by_chance(chosen, everything=everything)
         pool = await fleet.pool()
-        count = await Deferred(pool).retry(chosen, now=now())
-        words = f"{counted(count, 'delivery is', 'deliveries are')} due now"
-        await Audit(pool).record(actor=actor(who), via="cli", action="queue retry", object=str(chosen), detail=words)
-        return Result(data={"retried": count}, text=words)
+        count, due = await _made_due(Deferred(pool), chosen)
+        words = f"{counted(count, 'delivery', 'deliveries')} made due"
+        words += f"; {counted(due, 'was', 'were')} due already" if due else ""
+        told = chosen.told(privacy(fleet.settings))
+        await Audit(pool).record(actor=actor(who), via="cli", action="queue retry", object=told, detail=words)
+        return Result(data={"retried": count, "due_already": due}, text=words)
 
     run("queue retry", work, json=json)
 
 
-async def _depths(link: Link) -> dict[str, int]:
-    if link.channel is None:
-        raise BrokerUnavailable("RabbitMQ is away, so its queues cannot be counted")
-    try:
-        depths = {}
-        for name in topology.QUEUES:
-            queue = await link.channel.declare_queue(name, passive=True)
-            depths[name] = queue.declaration_result.message_count or 0
-    except FAULTS as error:
-        raise BrokerUnavailable(f"RabbitMQ did not count its queues: {error!r}") from error
-    return depths
+async def _made_due(deferred: Deferred, chosen: Selection) -> tuple[int, int]:
+    """Make deliveries due; return how many these are, and how many were due already.
+
+    Raises:
+        Refusal: The message does not wait.
+    """
+    at = now()
+    chosen = chosen.as_of(at, await deferred.newest())
+    if chosen.message_id is not None and not await deferred.count(chosen, at_most=1):
+        raise Refusal(f"no message {chosen.message_id} waits like that; {_HINT}")
+    due = await deferred.due(chosen, now=at)
+    return await deferred.retry(chosen, now=at), due
 
 
 def _words(waiting: Waiting) -> str:

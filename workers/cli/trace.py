@@ -69,7 +69,7 @@ def _told(id_: str, found: Found | None, events: Sequence[Event], waiting: Seque
     lines = [*_head(id_, found), "", *(f"{_time(each)}  {_line(each)}" for each in events)]
     if len(events) >= MOST:
         lines.append(f"only the newest {MOST} events are shown")
-    lines += ["", "now:", *(f"  {each.recipient} {_now(each)}" for each in stand)]
+    lines += ["", "now:", *(f"  {_name(each)} {_now(each)}" for each in stand)]
     data = _data(messages=[] if found is None else [found], events=events, waiting=waiting, now=stand)
     return Result(data=data, text="\n".join(map(printable, lines)))
 
@@ -147,6 +147,10 @@ def _answer(event: Event) -> str:
     return f"{words} ({event.ms} ms)" if event.ms else words
 
 
+def _name(standing: Standing) -> str:
+    return f"recipients at {standing.recipient}:" if standing.tally else standing.recipient
+
+
 def _now(standing: Standing) -> str:
     last = standing.last
     told = f"; the sender was told, report {standing.report}" if standing.report else ""
@@ -154,6 +158,9 @@ def _now(standing: Standing) -> str:
         case "waits":
             assert standing.until is not None
             return f"waits in the store, is tried {ago(standing.until)}{told}"
+        case "not told apart":
+            waits = f"; what waits in the store is tried {ago(standing.until)}" if standing.until else ""
+            return f"{', '.join(f'{count} {kind}' for kind, count in standing.tally.items())}{waits}{told}"
         case "on its way":
             age = timedelta() if last is None else now() - last.at
             since = f" for {duration(age)}" if age else ""

@@ -54,20 +54,26 @@ def traffic(
 def _shown(rows: Sequence[Counts], domain: str | None, since: datetime) -> Result:
     data = {"domain": domain, "since": since, "traffic": rows}
     to = f" to {domain}" if domain else ""
-    if not any(each.attempts or each.postponed or each.failed for each in rows):
+    if not any(_any(each) for each in rows):
         return Result(data=data, text=f"no mail{to} since {since:%Y-%m-%d %H:%MZ}")
     return Result(data=data, text=_table(rows))
 
 
+def _any(row: Counts) -> bool:
+    return any(getattr(row, each) for each in Counts.__struct_fields__)
+
+
 def _table(rows: Sequence[Counts]) -> Table:
     what = {DomainTraffic: "domain", HourTraffic: "hour (UTC)", TransportTraffic: "transport"}[type(rows[0])]
-    shown = table(what, "delivered", "deferred", "given up", "fallback", "postponed", "volume", "ms an attempt")
+    shown = table(
+        what, "delivered", "deferred", "given up", "removed", "fallback", "postponed", "volume", "ms an attempt"
+    )
     for column in shown.columns[1:]:
         column.justify = "right"
     for each in [*rows, _sum(rows)] if len(rows) > 1 else rows:
         shown.add_row(
             _name(each),
-            *map(str, (each.delivered, each.deferred, _given_up(each), each.fallback, each.postponed)),
+            *map(str, (each.delivered, each.deferred, _given_up(each), each.removed, each.fallback, each.postponed)),
             _volume(each.bytes),
             f"{each.ms / each.attempts:.0f}" if each.attempts else "-",
         )

@@ -5,8 +5,10 @@ from typing import Annotated
 import typer
 
 from shared.mail.domain import normalise
+from shared.mail.privacy import Privacy
 from shared.mail.retry import parse_duration
 from shared.mail.route import Target as RuleTarget
+from shared.runtime.settings import Settings
 from shared.store.selection import Selection
 from workers.cli.frame import Refusal, one_line
 
@@ -43,6 +45,11 @@ def selection(
         older=None if older is None else parse_duration(older),
         error=None if error is None else one_line("what the answer has in it", error, _LONGEST),
     )
+
+
+def privacy(settings: Settings) -> Privacy:
+    """Return how the audit log keeps the addresses that the options may name."""
+    return Privacy(mode=settings.journal_addresses, key=settings.journal_key or "")
 
 
 def not_by_chance(chosen: Selection, *, everything: bool) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from shared.broker.depths import Depths
 from shared.broker.link import Link
 from shared.broker.publisher import Publisher
 from shared.broker.settle import Settler
@@ -32,6 +33,7 @@ class Fleet:
         self.pool = pool
         self.link = link
         self.publisher = Publisher(link, timeout=CONFIRM)
+        self.depths = Depths(link)
 
     async def connected(self) -> Publisher:
         """Return the publisher; when the broker is away, it says so itself."""

@@ -175,7 +175,8 @@ async def discard_(who: Operator, fleet: Ours, body: DiscardIn) -> DiscardedOut:
     ids = sorted(set(body.ids))
     if (there := len(await DeadLetters(fleet.pool).known(ids))) != body.expect:
         raise Refused(409, f"{there} of these letters are there, not {body.expect}: look again; nothing was changed")
-    return DiscardedOut(discarded=await discard(ids, fleet.pool, who=Actor(actor=who.name, via=who.via)))
+    gone = await discard(ids, fleet.pool, who=Actor(actor=who.name, via=who.via), emit=fleet.emit)
+    return DiscardedOut(discarded=gone)
 
 
 async def _letter(fleet: Fleet, number: int) -> Stored:

@@ -19,6 +19,7 @@ from workers.panel.fleet import Ours
 router = APIRouter(prefix="/queue", tags=["mail"])
 
 COUNTED = 100_000  # deliveries; a list says no more than that there are so many
+_SHOWN = 1_000  # deliveries of one message, when it is shown
 _START = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _LAST = 2**53  # microseconds; in the year 2255
@@ -64,9 +65,10 @@ class QueueOut(Told):
 
 
 class MessageOut(Told):
-    """What waits of one message."""
+    """What waits of one message, those due first."""
 
-    waiting: list[WaitingOut]
+    waiting: list[WaitingOut] = Field(description=f"At most {_SHOWN:,}; /queue pages through all of them")
+    total: int = Field(description=f"{COUNTED:,} means that many or more")
 
 
 def choice(
@@ -141,10 +143,12 @@ async def show(
 ) -> MessageOut:
     """Show what waits of one message."""
     del who
-    found = await Deferred(fleet.pool).matching(Selection(message_id=message_id), limit=1_000)
+    deferred, chosen = Deferred(fleet.pool), Selection(message_id=message_id)
+    found = await deferred.matching(chosen, limit=_SHOWN)
     if not found:
         raise Refused(404, f"nothing waits of a message {message_id}")
-    return MessageOut(waiting=[WaitingOut.model_validate(each) for each in found])
+    total = len(found) if len(found) < _SHOWN else await deferred.count(chosen, at_most=COUNTED)
+    return MessageOut(waiting=[WaitingOut.model_validate(each) for each in found], total=total)
 
 
 def _target(text: str) -> str:

@@ -9,8 +9,8 @@ from typing import Annotated
 from fastapi import APIRouter
 from pydantic import Field
 
-from shared.fleet.waiting import Ended, bounce, remove
 from shared.fleet.waiting import Who as Actor
+from shared.fleet.waiting import bounce, remove
 from shared.runtime.clock import now
 from shared.store.deferred import Deferred
 from shared.store.selection import Selection
@@ -70,6 +70,7 @@ class EndedOut(Told):
     recipients: int
     reports: int = Field(description="Sent to senders")
     silent: int = Field(description="Deliveries of which nobody was told")
+    doubles: int = Field(description="Deliveries that a crash had left, and whose recipients had ended")
     left: int = Field(description="Deliveries that match and wait on: they were just being tried")
     unreadable: int = Field(description="Of those that are left: no report can be made of them")
 
@@ -79,8 +80,9 @@ async def retry(who: Operator, fleet: Ours, body: ChoiceIn) -> RetriedOut:
     """Make waiting mail due at once; the rules of this moment apply to it."""
     chosen = body.selection()
     count = await Deferred(fleet.pool).retry(chosen, now=now())
+    told = chosen.told(fleet.privacy)
     detail = f"{count} {'delivery' if count == 1 else 'deliveries'}"
-    await fleet.audit.record(actor=who.name, via=who.via, action="queue retry", object=str(chosen), detail=detail)
+    await fleet.audit.record(actor=who.name, via=who.via, action="queue retry", object=told, detail=detail)
     return RetriedOut(retried=count)
 
 
@@ -89,14 +91,17 @@ async def bounce_(who: Operator, fleet: Ours, body: EndIn) -> EndedOut:
     """Give waiting mail up and tell its senders, unless it is a report itself."""
     chosen = await _expected(fleet, body)
     actor = Actor(actor=who.name, via=who.via)
-    return _told(await bounce(chosen, fleet.pool, fleet.settler, who=actor, emit=fleet.emit))
+    ended = await bounce(chosen, fleet.pool, fleet.settler, who=actor, emit=fleet.emit, privacy=fleet.privacy)
+    return EndedOut.model_validate(ended)
 
 
 @router.post("/remove", responses=CONFLICT)
 async def remove_(who: Operator, fleet: Ours, body: EndIn) -> EndedOut:
     """Give waiting mail up and tell nobody. It does not come back."""
     chosen = await _expected(fleet, body)
-    return _told(await remove(chosen, fleet.pool, who=Actor(actor=who.name, via=who.via), emit=fleet.emit))
+    actor = Actor(actor=who.name, via=who.via)
+    ended = await remove(chosen, fleet.pool, who=actor, emit=fleet.emit, privacy=fleet.privacy)
+    return EndedOut.model_validate(ended)
 
 
 async def _expected(fleet: Fleet, body: EndIn) -> Selection:
@@ -110,7 +115,3 @@ async def _expected(fleet: Fleet, body: EndIn) -> Selection:
     if (count := await deferred.count(chosen)) != body.expect:
         raise Refused(409, f"{count} deliveries match, not {body.expect}: look again first; nothing was changed")
     return chosen
-
-
-def _told(ended: Ended) -> EndedOut:
-    return EndedOut.model_validate(ended)

@@ -14,7 +14,6 @@ from shared.store.waiting import AGES, WaitingMail
 from workers.panel.access import Viewer
 from workers.panel.api.shape import Limit, Told
 from workers.panel.fleet import Fleet, Ours
-from workers.panel.pages.depths import depths
 
 router = APIRouter(prefix="/queue", tags=["mail"])
 
@@ -84,6 +83,6 @@ async def stats(who: Viewer, fleet: Ours, *, limit: Limit = 100) -> StatsOut:
 
 async def _queues(fleet: Fleet) -> tuple[dict[str, int] | None, str | None]:
     try:
-        return await depths(fleet.link), None
+        return await fleet.depths.all(), None
     except BrokerUnavailable as error:
         return None, str(error)

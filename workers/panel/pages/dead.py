@@ -11,7 +11,6 @@ from shared.runtime.errors import BrokerUnavailable
 from shared.store.dead import DeadLetters
 from workers.panel.access import Operator
 from workers.panel.fleet import Fleet, Ours
-from workers.panel.pages.depths import depths
 from workers.panel.pages.view import BIGGEST, Line, Page, View, url
 from workers.panel.words import plural
 
@@ -105,7 +104,7 @@ def _asked(view: View, ids: list[int], *, refused: str = "") -> Response:
 async def _ready(fleet: Fleet) -> int:
     """Return how many letters are still in the queue; 0 when nobody can say."""
     try:
-        found = await depths(fleet.link)
+        found = await fleet.depths.all()
     except BrokerUnavailable:
         return 0
     return found[topology.UNDECODABLE]

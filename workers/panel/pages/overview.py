@@ -19,7 +19,6 @@ from shared.store.traffic import HourTraffic, MinuteTraffic, Rates, Traffic
 from shared.store.waiting import DomainAges, WaitingMail
 from workers.panel.chart import Chart, Point, stacked
 from workers.panel.fleet import Fleet, Ours
-from workers.panel.pages.depths import WHAT, depths
 from workers.panel.pages.traffic import SERIES, given_up
 from workers.panel.pages.view import Page, View
 from workers.panel.recent import Recent
@@ -33,6 +32,15 @@ _LIVE: Final = 2.0  # seconds that a count is good for: any number of people may
 _SLOW: Final = 15.0  # the same for what is dear to make
 _DOMAINS: Final = 500  # of which the oldest are looked for
 _ROWS: Final = 8
+_WHAT: Final = {
+    topology.OUTBOUND: "new mail, not routed yet",
+    topology.REROUTE: "mail that is due again",
+    topology.HTTPS: "deliveries for the HTTPS workers",
+    topology.SMTP: "deliveries for the SMTP workers",
+    topology.LIMBO: "mail that PostgreSQL could not keep; tried again within a minute",
+    topology.UNDECODABLE: "what could not be read; see Dead letters",
+    topology.JOURNAL: "events that the journal has not recorded yet",
+}
 _ONE: Final = 10.0  # below this a rate has a decimal
 
 
@@ -76,7 +84,7 @@ async def _show(view: View, fleet: Fleet, template: str) -> Response:
     ready: dict[str, int] | None = None
     faults = []
     try:
-        ready = await view.recent.get("depths", lambda: depths(fleet.link), seconds=_LIVE)
+        ready = await view.recent.get("depths", fleet.depths.all, seconds=_LIVE)
     except BrokerUnavailable as error:
         faults.append(f"{error}. Mail is neither taken nor delivered until it is back; none is lost.")
     oldest = sorted(seen.ages, key=lambda each: each.oldest)
@@ -89,7 +97,7 @@ async def _show(view: View, fleet: Fleet, template: str) -> Response:
         ),
         versions=await fleet.overrides.versions(),
         routers=await fleet.routers.all(),
-        depths=None if ready is None else [(name, WHAT[name], ready[name]) for name in WHAT],
+        depths=None if ready is None else [(name, _WHAT[name], ready[name]) for name in _WHAT],
         faults=faults,
         ages=[(each.domain, each.deliveries, span(now() - each.oldest)) for each in oldest[:_ROWS]],
         hops=await NextHops(fleet.pool).current(limit=_ROWS),

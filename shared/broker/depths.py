@@ -4,6 +4,7 @@ import asyncio
 from typing import cast
 
 from aiormq import Channel
+from aiormq.exceptions import ChannelNotFoundEntity
 
 from shared.broker import topology
 from shared.broker.link import Link
@@ -24,7 +25,7 @@ class Depths:
         self._turn = asyncio.Lock()
 
     async def all(self) -> dict[str, int]:
-        """Return the ready messages by queue.
+        """Return the ready messages by queue; one that is not there has none, and is not in it.
 
         Raises:
             BrokerUnavailable: RabbitMQ is away, or does not answer.
@@ -34,12 +35,18 @@ class Depths:
             raise BrokerUnavailable("RabbitMQ is away, so its queues cannot be counted")
         try:
             async with asyncio.timeout(_PATIENCE), self._turn:
-                channel = await self._opened(ours)
-                return {name: await _depth(channel, name) for name in COUNTED}
+                counted = [(name, await self._depth(name, ours)) for name in COUNTED]
+                return {name: depth for name, depth in counted if depth is not None}
         except BaseException as error:
             if not lost(error, ours):
                 raise
             raise BrokerUnavailable(f"RabbitMQ did not count its queues: {error!r}") from error
+
+    async def _depth(self, name: str, ours: Channel) -> int | None:
+        try:
+            return (await (await self._opened(ours)).queue_declare(name, passive=True)).message_count or 0
+        except ChannelNotFoundEntity:
+            return None  # and the broker has closed the channel
 
     async def _opened(self, ours: Channel) -> Channel:
         """Return our channel; one that a busy broker has not opened yet is waited for, not asked for again."""
@@ -60,7 +67,3 @@ async def _open(ours: Channel) -> Channel:
     channel = cast("Channel", await ours.connection.channel())
     await topology.declare_events(channel)
     return channel
-
-
-async def _depth(channel: Channel, name: str) -> int:
-    return (await channel.queue_declare(name, passive=True)).message_count or 0

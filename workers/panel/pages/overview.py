@@ -97,7 +97,7 @@ async def _show(view: View, fleet: Fleet, template: str) -> Response:
         ),
         versions=await fleet.overrides.versions(),
         routers=await fleet.routers.all(),
-        depths=None if ready is None else [(name, _WHAT[name], ready[name]) for name in _WHAT],
+        depths=None if ready is None else [(name, what, ready.get(name)) for name, what in _WHAT.items()],
         faults=faults,
         ages=[(each.domain, each.deliveries, span(now() - each.oldest)) for each in oldest[:_ROWS]],
         hops=await NextHops(fleet.pool).current(limit=_ROWS),

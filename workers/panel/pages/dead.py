@@ -107,4 +107,4 @@ async def _ready(fleet: Fleet) -> int:
         found = await fleet.depths.all()
     except BrokerUnavailable:
         return 0
-    return found[topology.UNDECODABLE]
+    return found.get(topology.UNDECODABLE, 0)

@@ -30,6 +30,7 @@ _MOST: Final = 10_000  # waiting deliveries that are counted
 _RATES: Final = 60.0  # seconds: a minute, as the tiles say
 _LIVE: Final = 2.0  # seconds that a count is good for: any number of people may look
 _SLOW: Final = 15.0  # the same for what is dear to make
+_DEAR: Final = 300.0  # the same for what reads every batch of a day
 _DOMAINS: Final = 500  # of which the oldest are looked for
 _ROWS: Final = 8
 _WHAT: Final = {
@@ -114,15 +115,15 @@ async def _look(pool: Pool, recent: Recent) -> Seen:
         waiting=await Deferred(pool).count(at_most=_MOST),
         ages=await recent.get("ages", lambda: WaitingMail(pool).ages(at, limit=_DOMAINS), seconds=_SLOW),
         dead=await DeadLetters(pool).count(),
-        lost=await recent.get("lost", Journal(pool, Privacy()).lost, seconds=_SLOW),
+        lost=await recent.get("lost", Journal(pool, Privacy()).lost, seconds=_DEAR),
     )
 
 
 def _tiles(seen: Seen, ready: dict[str, int] | None, oldest: datetime | None) -> list[Tile]:
     counts = seen.rates.counts
     lost = sum(counts.get(kind, 0) for kind in ("bounced", "dropped", "failed"))
-    lag = ready[topology.JOURNAL] if ready else 0
-    dead = seen.dead + (ready[topology.UNDECODABLE] if ready else 0)
+    lag = ready.get(topology.JOURNAL, 0) if ready else 0
+    dead = seen.dead + (ready.get(topology.UNDECODABLE, 0) if ready else 0)
     return [
         _rate("Delivered", counts.get("delivered", 0), "delivered"),
         _rate("Deferred", counts.get("deferred", 0), "deferred"),
@@ -135,8 +136,8 @@ def _tiles(seen: Seen, ready: dict[str, int] | None, oldest: datetime | None) ->
         ),
         Tile(
             name="Under way",
-            figure="?" if ready is None else count(ready[topology.HTTPS] + ready[topology.SMTP]),
-            note="?" if ready is None else f"{count(ready[topology.OUTBOUND])} to be routed",
+            figure="?" if ready is None else count(ready.get(topology.HTTPS, 0) + ready.get(topology.SMTP, 0)),
+            note="?" if ready is None else f"{count(ready.get(topology.OUTBOUND, 0))} to be routed",
         ),
         Tile(
             name="Dead letters",

@@ -95,7 +95,7 @@ CREATE TABLE dead_letters (
     content_type text,
     headers      bytea NOT NULL,           -- all of them, as they came, in msgpack
     size         bigint NOT NULL,
-    digest       bytea NOT NULL,           -- of headers and data: a redelivered letter is known by it
+    digest       bytea NOT NULL,           -- of headers and data; '' once the broker has forgotten the letter
     data         bytea NOT NULL
 );
 ALTER TABLE dead_letters ALTER COLUMN data SET STORAGE EXTERNAL;

@@ -77,7 +77,7 @@ async def throw_away(
     if len(there) != expect:
         refused = f"Nothing was done: of {plural(expect, 'letter')}, {len(there)} are there now."
         return _asked(view, there, refused=refused)
-    gone = await discard(there, fleet.pool, who=Actor(actor=who.name, via=who.via))
+    gone = await discard(there, fleet.pool, who=Actor(actor=who.name, via=who.via), emit=fleet.emit)
     return view.done("/dead", f"{plural(len(gone), 'letter')} discarded.")
 
 

@@ -62,7 +62,7 @@ async def act(
         actor=who.name,
         via=who.via,
         action="queue retry",
-        object=str(selection),
+        object=selection.told(fleet.privacy),
         detail=plural(due, "delivery", "deliveries"),
     )
     words = f"{plural(due, 'delivery is', 'deliveries are')} due now; the rules of this moment apply."
@@ -92,9 +92,9 @@ async def end(
         return await _asked(view, fleet, filter_, chosen, do, refused=refused)
     actor = Actor(actor=who.name, via=who.via)
     if do == "bounce":
-        ended = await bounce(chosen, fleet.pool, fleet.settler, who=actor, emit=fleet.emit)
+        ended = await bounce(chosen, fleet.pool, fleet.settler, who=actor, emit=fleet.emit, privacy=fleet.privacy)
     else:
-        ended = await remove(chosen, fleet.pool, who=actor, emit=fleet.emit)
+        ended = await remove(chosen, fleet.pool, who=actor, emit=fleet.emit, privacy=fleet.privacy)
     words = _told(ended, _WORDS[do][2])
     return view.done(url("/waiting", **filter_.fields()), *words, tone="warn" if ended.left else "ok")
 
@@ -151,6 +151,10 @@ def _told(ended: Ended, done: str) -> list[str]:
     ]
     if ended.reports:
         lines.append(f"{plural(ended.reports, 'sender was', 'senders were')} told.")
+    if ended.doubles:
+        lines.append(
+            f"{plural(ended.doubles, 'delivery was a double', 'deliveries were doubles')}, which has ended before."
+        )
     if ended.left:
         lines.append(f"{plural(ended.left, 'delivery was', 'deliveries were')} just being tried, and left alone.")
     if ended.unreadable:

@@ -4,6 +4,7 @@ Everything is safe in the next place before it leaves the last one: a letter is 
 then deleted. A crash between the two leaves two, of which one is found to be a double where that can be told.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import cast
@@ -35,7 +36,8 @@ LOOK = 1_000  # letters taken out of the queue when somebody looks
 _BATCH = 100  # letters kept in one transaction,
 _BYTES = 16 * 1024**2  # or so many bytes of them
 _COUNTERS = ("x-delivery-count", "x-acquired-count")  # headers of the broker's, of how often it handed it out
-_WAIT = 30.0  # seconds for the broker's word
+_WAIT = 10.0  # seconds for the broker's word; a person waits for it
+_CLOSING = 2.0  # seconds for its word on a channel that we are done with; it hears that we are in any case
 
 
 class NoLetterError(LookupError):
@@ -83,11 +85,13 @@ async def collect(link: Link, dead: DeadLetters, *, limit: int = LOOK) -> Collec
     if ours is None:
         raise BrokerUnavailable("RabbitMQ is away")
     try:
-        channel = cast("Channel", await ours.connection.channel())
+        async with asyncio.timeout(_WAIT):
+            channel = cast("Channel", await ours.connection.channel())
         try:
             return await _emptied(channel, dead, limit)
         finally:
-            await channel.close()
+            async with asyncio.timeout(_CLOSING):
+                await channel.close()
     except BaseException as error:
         if not lost(error, ours):
             raise

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 from psycopg.rows import TupleRow
@@ -18,7 +18,9 @@ from shared.mail.rule import Rule, check_cycles, key_of
 from shared.store.pool import Connection, Pool
 from shared.store.rulebooks import read_rule, states_at
 
+_T = TypeVar("_T")
 _PIECE = 2_000  # rules written with one statement
+_MANY = 5_000  # rules that take long enough to be looked through in a thread
 _LONG = 600.0  # seconds for writing very many rules
 _COLUMNS = {
     "lookup_key": "text",
@@ -145,13 +147,17 @@ class Overrides:
         async with self._pool.transaction() as connection:
             return await _versions(connection)
 
-    async def set(self, rule: Rule, *, actor: str, release: bool, if_version: int | None = None) -> Saved:
+    async def set(
+        self, rule: Rule, *, actor: str, release: bool, if_version: int | None = None, only_changed: bool = False
+    ) -> Saved:
         """Save a rule, new or in place of the one with its key; raises as `apply` does."""
-        return await self.apply({rule.lookup_key: rule}, actor=actor, release=release, if_version=if_version)
+        return await self.apply(
+            {rule.lookup_key: rule}, actor=actor, release=release, if_version=if_version, only_changed=only_changed
+        )
 
     async def remove(self, key: str, *, actor: str, release: bool, if_version: int | None = None) -> Saved | None:
         """Remove the rule with this normalised key; None when there is none."""
-        saved = await self.apply({key: None}, actor=actor, release=release, if_version=if_version, only_existing=True)
+        saved = await self.apply({key: None}, actor=actor, release=release, if_version=if_version, only_changed=True)
         return saved if saved.changed else None
 
     async def apply(
@@ -163,7 +169,7 @@ class Overrides:
         action: str = "",
         if_version: int | None = None,
         whole: bool = False,
-        only_existing: bool = False,
+        only_changed: bool = False,
         dry: bool = False,
         progress: Progress | None = None,
     ) -> Saved:
@@ -176,7 +182,7 @@ class Overrides:
             action: What the history calls it; "" for set, change or remove.
             if_version: Refuse when what would be touched was changed after this version.
             whole: The edits are the whole table: rules that they do not name are removed.
-            only_existing: Release nothing when nothing differs.
+            only_changed: Release nothing when nothing differs, for what others have staged is theirs to release.
             dry: Return what would differ, and change nothing.
             progress: Told how many rules are written.
 
@@ -190,16 +196,23 @@ class Overrides:
             if if_version is not None:
                 await _refuse_if_changed(connection, None if whole else edits, if_version)
             wanted = {**dict.fromkeys(current), **edits} if whole else edits
-            changes = _differences(current, wanted)
+            changes = await _differences(current, wanted)
             await _check(connection, changes)
             if not dry:
                 await _write(connection, changes, progress)
             return await _saved(
-                connection, changes, release=release and not dry and (bool(changes) or not only_existing)
+                connection, changes, release=release and not dry and (bool(changes) or not only_changed)
             )
 
     async def enable(
-        self, key: str, *, enabled: bool, actor: str, release: bool, if_version: int | None = None
+        self,
+        key: str,
+        *,
+        enabled: bool,
+        actor: str,
+        release: bool,
+        if_version: int | None = None,
+        only_changed: bool = False,
     ) -> Saved | None:
         """Take a rule out of use, or into use again; None when there is none with this key. Raises as `apply` does."""
         async with self._writing(actor, "enable" if enabled else "disable") as connection:
@@ -208,10 +221,10 @@ class Overrides:
                 return None
             if if_version is not None:
                 await _refuse_if_changed(connection, (key,), if_version)
-            changes = _differences(current, {key: msgspec.structs.replace(current[key], enabled=enabled)})
+            changes = await _differences(current, {key: msgspec.structs.replace(current[key], enabled=enabled)})
             await _check(connection, changes)
             await _write(connection, changes, None)
-            return await _saved(connection, changes, release=release)
+            return await _saved(connection, changes, release=release and (bool(changes) or not only_changed))
 
     async def rollback(
         self,
@@ -238,7 +251,7 @@ class Overrides:
             wanted = await states_at(connection, version)
             ended = [key for key, rule in wanted.items() if rule and rule.expires_at and rule.expires_at <= now]
             current = await _rows(connection, wanted)
-            changes = _differences(current, wanted | dict.fromkeys(ended))
+            changes = await _differences(current, wanted | dict.fromkeys(ended))
             if not dry:
                 await _write(connection, changes, None)
             return await _saved(connection, changes, release=release and not dry)
@@ -257,7 +270,7 @@ class Overrides:
             keys = [row[0] for row in await (await connection.execute(ended, (now,))).fetchall()]
             if not keys:
                 return None
-            changes = _differences(await _rows(connection, keys), dict.fromkeys(keys))
+            changes = await _differences(await _rows(connection, keys), dict.fromkeys(keys))
             await _write(connection, changes, None)
             return await _saved(connection, changes, release=True)
 
@@ -373,13 +386,21 @@ def _recorded(row: TupleRow) -> Recorded:
     return Recorded(version=version, at=at, actor=actor, action=action, change=change)
 
 
-def _differences(current: Mapping[str, Rule], wanted: Edits) -> tuple[Change, ...]:
+async def _differences(current: Mapping[str, Rule], wanted: Edits) -> tuple[Change, ...]:
     """Return what must be changed; the version of a rule is no part of what it says."""
-    return tuple(
-        Change(lookup_key=key, before=current.get(key), after=rule)
-        for key, rule in wanted.items()
-        if _unversioned(rule) != _unversioned(current.get(key))
+    return await _aside(
+        len(wanted),
+        lambda: tuple(
+            Change(lookup_key=key, before=current.get(key), after=rule)
+            for key, rule in wanted.items()
+            if _unversioned(rule) != _unversioned(current.get(key))
+        ),
     )
+
+
+async def _aside(rules: int, work: Callable[[], _T]) -> _T:
+    """Return what the work returns; with very many rules, while the loop goes on to serve others."""
+    return await asyncio.to_thread(work) if rules > _MANY else work()
 
 
 def _unversioned(rule: Rule | None) -> Rule | None:
@@ -388,10 +409,14 @@ def _unversioned(rule: Rule | None) -> Rule | None:
 
 async def _rows(connection: Connection, keys: Iterable[str] | None) -> dict[str, Rule]:
     cursor = await connection.execute(
-        "SELECT to_jsonb(d)::text FROM dns_overrides d WHERE %s::text[] IS NULL OR lookup_key = ANY(%s)",
-        [None if keys is None else list(keys)] * 2,
+        "SELECT to_jsonb(d)::text FROM dns_overrides d WHERE %(keys)s::text[] IS NULL OR lookup_key = ANY(%(keys)s)",
+        {"keys": None if keys is None else list(keys)},
     )
-    return {rule.lookup_key: rule for rule in (read_rule(row[0]) for row in await cursor.fetchall())}
+    found: dict[str, Rule] = {}
+    while rows := await cursor.fetchmany(_PIECE):
+        found |= {rule.lookup_key: rule for rule in (read_rule(row[0]) for row in rows)}
+        await asyncio.sleep(0)
+    return found
 
 
 async def _refuse_if_changed(connection: Connection, keys: Iterable[str] | None, version: int) -> None:
@@ -400,8 +425,9 @@ async def _refuse_if_changed(connection: Connection, keys: Iterable[str] | None,
         raise ConflictError(f"there is no version {version} yet: the latest is {latest}")
     cursor = await connection.execute(
         "SELECT lookup_key, version, actor FROM dns_override_changes "
-        "WHERE version > %s AND (%s::text[] IS NULL OR lookup_key = ANY(%s)) ORDER BY version DESC LIMIT 1",
-        (version, *[None if keys is None else list(keys)] * 2),
+        "WHERE version > %(version)s AND (%(keys)s::text[] IS NULL OR lookup_key = ANY(%(keys)s)) "
+        "ORDER BY version DESC LIMIT 1",
+        {"version": version, "keys": None if keys is None else list(keys)},
     )
     for key, found, actor in await cursor.fetchall():
         raise ConflictError(f"{actor} changed {key} in version {found}, after version {version}: look again first")
@@ -412,12 +438,12 @@ async def _check(connection: Connection, changes: Sequence[Change]) -> None:
     made = [change.after for change in changes if change.after is not None]
     touched = {change.lookup_key for change in changes}
     found: dict[str, Rule] = {}
-    frontier = _leads_to(made) - touched
+    frontier = await _aside(len(made), lambda: _leads_to(made) - touched)
     while frontier:
         rows = await _rows(connection, frontier)
         found |= rows
         frontier = _leads_to(rows.values()) - found.keys() - touched
-    check_cycles(made, found.values())
+    await _aside(len(made), lambda: check_cycles(made, found.values()))
 
 
 def _leads_to(rules: Iterable[Rule]) -> set[str]:

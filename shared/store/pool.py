@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import enum
 from collections.abc import AsyncIterator, Iterator
 
 import psycopg
@@ -16,12 +17,20 @@ Connection = AsyncConnection[TupleRow]
 # again, and what was to be read is not known. OSError includes TimeoutError.
 _AWAY = (psycopg.Error, PoolTimeout, PoolClosed, OSError)
 PATIENCE = 30.0  # seconds for a transaction; a server that is frozen rather than down never answers
+CHECK = 2.0  # seconds in which a connection has to answer before it is given to anybody
+_GRACE = 0.2  # of the patience more, in which the server may end what it was asked to; then the connection is dropped
+
+
+class _Default(enum.Enum):
+    """Stands for the patience of the pool."""
+
+    OURS = enum.auto()
 
 
 class Pool:
     """A pool that opens without waiting: a room starts, and says in its health that the store is away."""
 
-    def __init__(self, url: str, *, name: str, size: int = 4, timeout: float = 5.0) -> None:
+    def __init__(self, url: str, *, name: str, size: int = 4, timeout: float = 5.0, patience: float = PATIENCE) -> None:
         """Describe the pool; nothing is opened yet.
 
         Args:
@@ -29,7 +38,11 @@ class Pool:
             name: What PostgreSQL calls the connections, for people who look at it there.
             size: The most connections.
             timeout: Seconds to wait for a connection before the store counts as away.
+            patience: Seconds until an answer counts as lost, where whoever asks says nothing else.
         """
+        self._size = size
+        self._patience = patience
+        self._used = 0
         self._pool = AsyncConnectionPool(
             url,
             min_size=1,
@@ -38,7 +51,7 @@ class Pool:
             open=False,
             max_idle=60,
             reconnect_timeout=2,
-            check=AsyncConnectionPool.check_connection,
+            check=_answering,
             reset=_ready_for_transactions,
             kwargs={
                 "application_name": f"pushpush {name}",
@@ -62,18 +75,17 @@ class Pool:
         await self._pool.close()
 
     @contextlib.asynccontextmanager
-    async def transaction(self, *, patience: float | None = PATIENCE) -> AsyncIterator[Connection]:
+    async def transaction(self, *, patience: float | _Default | None = _Default.OURS) -> AsyncIterator[Connection]:
         """Give a connection in a transaction, committed when the block ends without an exception.
 
         Args:
-            patience: Seconds until an answer counts as lost; None waits for ever.
+            patience: Seconds until an answer counts as lost, in place of the pool's; None waits for ever.
 
         Raises:
             StoreUnavailable: PostgreSQL is away, or did not answer the commit: it may or may not have happened.
         """
-        with _as_ours():
-            async with asyncio.timeout(patience), self._pool.connection() as connection:
-                yield connection
+        async with self._connection(self._patience if patience is _Default.OURS else patience) as connection:
+            yield connection
 
     @contextlib.asynccontextmanager
     async def statement(self) -> AsyncIterator[Connection]:
@@ -82,10 +94,51 @@ class Pool:
         Raises:
             StoreUnavailable: PostgreSQL is away, or did not answer: it may or may not have happened.
         """
+        async with self._connection(self._patience) as connection:
+            await connection.set_autocommit(True)
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def _connection(self, patience: float | None) -> AsyncIterator[Connection]:
         with _as_ours():
-            async with asyncio.timeout(PATIENCE), self._pool.connection() as connection:
-                await connection.set_autocommit(True)
-                yield connection
+            try:
+                async with _within(patience), self._pool.connection() as connection:
+                    self._used += 1
+                    try:
+                        yield connection
+                    finally:
+                        self._used -= 1
+            except PoolTimeout as error:
+                if self._used < self._size:
+                    raise
+                raise StoreUnavailable(f"all {self._size} connections to PostgreSQL are in use") from error
+
+
+async def _answering(connection: Connection) -> None:
+    """Say nothing when a connection answers; the pool makes another for one that raises.
+
+    Raises:
+        OperationalError: It does not answer.
+    """
+    try:
+        async with _within(CHECK):
+            await AsyncConnectionPool.check_connection(connection)
+    except TimeoutError as error:
+        raise psycopg.OperationalError(f"no answer within {CHECK:.0f} s") from error
+
+
+@contextlib.asynccontextmanager
+async def _within(patience: float | None) -> AsyncIterator[None]:
+    """Limit how long a block takes.
+
+    Whoever is told to stop waiting asks the server to end the statement, and waits for that as well: 10 s when it is
+    frozen. Told once more, psycopg drops the connection.
+    """
+    if patience is None:
+        yield
+        return
+    async with asyncio.timeout(patience * (1 + _GRACE)), asyncio.timeout(patience):
+        yield
 
 
 async def _ready_for_transactions(connection: Connection) -> None:

@@ -86,14 +86,14 @@ class Sessions:
         async with self._pool.statement() as connection:
             cursor = await connection.execute(
                 "SELECT count(*) FROM login_failures WHERE address = %s AND at > now() - interval '1 minute'",
-                (_network(address),),
+                (network(address),),
             )
             return int((await cursor.fetchall())[0][0])
 
     async def fail(self, address: str) -> None:
         """Remember a try that failed."""
         async with self._pool.statement() as connection:
-            await connection.execute("INSERT INTO login_failures (address) VALUES (%s)", (_network(address),))
+            await connection.execute("INSERT INTO login_failures (address) VALUES (%s)", (network(address),))
 
     async def prune(self) -> int:
         """Remove what is over; return how many rows."""
@@ -107,7 +107,7 @@ class Sessions:
         return removed
 
 
-def _network(address: str) -> str:
+def network(address: str) -> str:
     """Return whom failed tries are counted against."""
     try:
         found = ip_address(address.partition("%")[0])

@@ -27,7 +27,7 @@ MESSAGE = b"From: a@from.example\r\nTo: b@a.example\r\nSubject: hello\r\n\r\nHel
 # All but the rules, whose rows are versioned and cannot be truncated.
 TABLES = (
     "dns_override_changes, deferred, bodies, body_uses, next_hops, mta_sts_policies, routers, events, event_batches, "
-    "event_minutes, traffic, dead_letters, sessions, tokens, login_failures, audit"
+    "event_minutes, traffic, traffic_hours, dead_letters, sessions, tokens, login_failures, audit"
 )
 NOON = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
 

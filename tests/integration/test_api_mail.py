@@ -172,7 +172,7 @@ class TestDead:
         assert MESSAGE == (await queues.take(topology.OUTBOUND)).body
         async with panel.client(await panel.token("viewer")) as client:
             assert 403 == (await client.get(f"{DEAD}/letters/{number}/raw")).status_code
-        assert ["dead requeue", "dead raw"] == [action for _, _, action, _ in await acts(pool)]
+        assert ["dead requeue", "dead raw", "dead collect"] == [action for _, _, action, _ in await acts(pool)]
 
     async def test_no_more_is_thrown_away_than_was_seen(self, panel: Panel, queues: Queues) -> None:
         """The count must be right."""

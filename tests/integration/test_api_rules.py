@@ -9,8 +9,9 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from shared.mail.rule import make_rule
 from shared.runtime.settings import Settings
-from shared.store.overrides import Overrides
+from shared.store.overrides import Overrides, Versions
 from shared.store.pool import Pool
 from shared.store.routers import Routers
 from tests.integration import rooms
@@ -79,6 +80,24 @@ class TestOneRule:
         assert (None, "saved as version 2") == (saved["change"]["applied"], saved["change"]["sentence"][:18])
         assert (2, 1, "behind") == (state["version"], state["released"], state["routers"][0]["state"])
         assert (2, False) == (reloaded["version"], reloaded["waited"])
+
+    async def test_what_changes_nothing_releases_nothing(self, panel: Panel, pool: Pool) -> None:
+        """What somebody else has staged stays staged: put, patch, switch and import of what is so already."""
+        rules = Overrides(pool)
+        await rules.set(make_rule("a.example", "b.example"), actor="bob", release=True)
+        await rules.set(make_rule("staged.example", "b.example"), actor="bob", release=False)
+        async with panel.client(await panel.token("operator")) as client:
+            for answer in (
+                await client.put(f"{RULES}/a.example", json={"target_host": "b.example"}),
+                await client.patch(f"{RULES}/a.example", json={"comment": ""}),
+                await client.post(f"{RULES}/a.example/enable"),
+                await client.post(
+                    "/api/v1/import?format=csv", content=b"lookup_key,target_host\na.example,b.example\n"
+                ),
+            ):
+                change = answer.json()["change"]
+                assert (200, False, None) == (answer.status_code, change["changed"], change["applied"])
+        assert Versions(version=2, released=1) == await rules.versions()
 
     async def test_two_people_at_once(self, panel: Panel) -> None:
         """Whoever saw an older version changes nothing, with `if_version`; a patch never undoes another one."""

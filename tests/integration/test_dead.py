@@ -21,6 +21,7 @@ from shared.broker import topology
 from shared.broker.link import Link
 from shared.broker.publisher import Publisher, writable
 from shared.broker.settle import Settler
+from shared.fleet import dead as dead_module
 from shared.fleet.dead import Collected, NoLetterError, Requeued, collect, discard, requeue
 from shared.fleet.letter import Opened, opened, plain
 from shared.fleet.resend import StaysDeadError
@@ -311,6 +312,39 @@ class TestCollecting:
         async with Link("amqp://guest:guest@127.0.0.1:1/", name="test") as link:
             with pytest.raises(BrokerUnavailable):
                 await collect(link, dead)
+
+    @pytest.mark.parametrize("after", [0, 1])
+    async def test_a_broker_that_does_not_answer(  # noqa: PLR0917 - fixtures and parameters
+        self,
+        rabbitmq: RabbitMQ,
+        broker_wire: Wire,
+        dead: DeadLetters,
+        queues: Queues,
+        monkeypatch: pytest.MonkeyPatch,
+        after: int,
+    ) -> None:
+        """Frozen before a look or within: nobody waits for ever, and on the same connection the next finds the rest."""
+        monkeypatch.setattr(dead_module, "_WAIT", 0.5)
+        for number in range(3):
+            await queues.put(topology.UNDECODABLE, str(number).encode())
+
+        async def freeze() -> None:
+            broker_wire.passing.clear()
+
+        async with Link(through(rabbitmq.url, broker_wire), name="test") as link:
+            await link.wait_up()
+            publishing = link.publishing
+            if not after:
+                await freeze()
+            async with asyncio.timeout(5):
+                with pytest.raises(BrokerUnavailable, match="did not give its dead letters"):
+                    await collect(link, ThenLetters(dead, freeze, after=after))
+            assert after == await dead.count()
+            broker_wire.passing.set()
+            monkeypatch.setattr(dead_module, "_WAIT", 10.0)
+            assert 3 - after == (await collect(link, dead)).kept
+            assert publishing is link.publishing
+        assert 3 == await dead.count()
 
     async def test_a_header_of_a_thousand_brackets(self, link: Link, dead: DeadLetters, queues: Queues) -> None:
         """It is named in place of being kept, and the letters behind it come through."""

@@ -63,7 +63,7 @@ async def test_any_number_may_run(settings: Settings, queues: Queues) -> None:
         b"[" * 100_000,
         encode(batch(1, told())).replace(b'"delivered"', b'"eaten"'),
         encode(batch(1, told())).replace(b"Z", b""),
-        encode(batch(2**62, told(ms=2**62), source="poison")),
+        encode(batch(2**62, told(code=2**62), source="poison")),
         encode(batch(1, told(), source="poison")).replace(b'"number":1', b'"number":99999999999999999999'),
     ],
     ids=["empty", "binary", "not one", "deep", "unknown kind", "no zone", "refused", "number"],

@@ -95,6 +95,16 @@ class TestDoor:
             await visit.page.keyboard.press("Enter")
             await visit.page.wait_for_url(f"{panel.url}/")
 
+    async def test_the_way_back_may_be_too_long(self, panel: Panel) -> None:
+        """Then one comes to the first page, and not to a fault."""
+        async with panel.client() as client:
+            asked = await client.get(f"/waiting?target={'a' * 3_000}&message_id={'b' * 990}&error={'c' * 200}")
+            shown = await client.get(asked.headers["location"])
+            assert (303, 200, True) == (asked.status_code, shown.status_code, 'name="next" value=""' in shown.text)
+            token = await panel.token("viewer")
+            opened = await client.post("/login", data={"token": token, "next": "/" + "a" * 5_000})
+            assert (303, "/") == (opened.status_code, opened.headers["location"])
+
     async def test_what_is_not_there_is_told_of_on_a_page(self, visit: Visit) -> None:
         """With the menu, so that one gets on from there."""
         visit.refused.add(404)

@@ -52,15 +52,15 @@ ASKED: Final[dict[str, tuple[str, ...]]] = {
     "/dead": ("search", "after"),
     "/dead/letter": ("id",),
     "/dead/raw": ("id",),
-    "/audit": ("at", "rules", "id", "key"),
+    "/audit": ("before",),
     "/tokens/revoke": ("name",),
     "/login": ("next",),
 }
 SENT: Final[dict[str, tuple[str, ...]]] = {
     "/endpoint-cache/new": ("key", "target", "comment", "transport", "tls", "ends", "share", "seen"),
     "/endpoint-cache/edit": ("key", "target", "seen"),
-    "/endpoint-cache/enable": ("key", "back"),
-    "/endpoint-cache/expire": ("key", "ends"),
+    "/endpoint-cache/enable": ("key", "seen", "back"),
+    "/endpoint-cache/expire": ("key", "seen", "ends"),
     "/endpoint-cache/remove": ("key", "seen"),
     "/endpoint-cache/undo": ("version", "key", "seen"),
     "/endpoint-cache/rollback": ("version", "seen"),

@@ -174,11 +174,12 @@ class TestDead:
             await queues.put(topology.UNDECODABLE, reason.encode(), headers={"reason": reason})
         await visit.go("/dead")
         await visit.click("Look for new ones")
+        await expect(visit.page.locator("tbody tr")).to_have_count(3)
         for box in await visit.page.locator("tbody input[type=checkbox]").all():
             await box.check()
         await visit.page.locator("tbody input[type=checkbox]").first.uncheck()
         await visit.click("Discard those chosen…")
-        assert "Discard 2 letters?" == await visit.page.get_by_role("heading", level=1).inner_text()
+        await expect(visit.page.get_by_role("heading", level=1)).to_have_text("Discard 2 letters?")
         await visit.click("Discard 2 letters")
         assert "2 letters discarded" in await visit.said()
         assert ["three"] == [each.reason for each in await DeadLetters(pool).page()]

@@ -127,10 +127,10 @@ class TestNoScripts:
             assert "No rule matches" in await visit.text()
             await visit.click("Clear")
             await visit.click("Disable a.example")
-            assert "a.example is off" in await visit.said()
+            assert " is off: saved" in await visit.said()
             await visit.click("Remove a.example")
             await visit.click("Remove the rule")
-            assert "a.example removed" in await visit.said()
+            assert " removed: saved" in await visit.said()
         assert [] == await Overrides(pool).matching()
 
     async def test_every_page_is_whole(self, chromium: Browser, panel: Panel, pool: Pool) -> None:

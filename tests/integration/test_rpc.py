@@ -1,12 +1,14 @@
 """madmail's admin API: a client written from its description connects, lists, adds and deletes rules."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 
+from shared.mail.rule import make_rule
 from shared.runtime.settings import Settings
-from shared.store.overrides import Overrides
+from shared.store.overrides import Overrides, Versions
 from shared.store.pool import Pool
 from shared.store.routers import Routers
 from tests.integration import rooms
@@ -85,6 +87,28 @@ class TestRules:
             assert (404, None, "endpoint override not found: a.example") == (
                 again["status"], again["body"], again["error"],
             )  # fmt: skip
+
+    async def test_null_is_nothing(self, panel: Panel, token: str) -> None:
+        """As for madmail's decoder: of a field, of all fields, of the body."""
+        rule = {"lookup_key": "a.example", "target_host": "b.example", "comment": None}
+        assert 201 == (await panel.rpc("POST", "/admin/dns", rule, token=token))["status"]
+        fields = {"Authorization": f"Bearer {token}", "X-Other": None}
+        async with panel.client() as client:
+            for call, status in (
+                ({"method": None, "resource": "/admin/dns", "headers": fields, "body": None}, 200),
+                ({"method": "POST", "resource": "/admin/dns", "headers": fields, "body": None}, 400),
+                ({"method": "GET", "resource": None, "headers": fields}, 404),
+                ({"method": "GET", "resource": "/admin/dns", "headers": None}, 401),
+            ):
+                assert status == (await client.post("/api/admin", content=json.dumps(call))).json()["status"], call
+
+    async def test_what_is_staged_stays_staged(self, panel: Panel, pool: Pool, token: str) -> None:
+        """A rule that is there already releases nothing of others."""
+        rules, rule = Overrides(pool), {"lookup_key": "a.example", "target_host": "b.example"}
+        await panel.rpc("POST", "/admin/dns", rule, token=token)
+        await rules.set(make_rule("staged.example", "b.example"), actor="bob", release=False)
+        assert 201 == (await panel.rpc("POST", "/admin/dns", rule, token=token))["status"]
+        assert Versions(version=2, released=1) == await rules.versions()
 
     async def test_the_history_names_the_token(self, panel: Panel, pool: Pool, token: str) -> None:
         """As for every other change; the rules are released."""
@@ -192,7 +216,7 @@ class TestAccess:
                 assert (200, 405) == (answer.status_code, answer.json()["status"])
             bodies = {
                 b"": 400, b"{": 400, b"\xff": 400, b"[" * 500_000: 400, b"null": 400, b"[]": 400, b'"x"': 400,
-                b'{"headers": {"Authorization": 1}}': 400, b'{"headers": null}': 400, b"{}": 401,
+                b'{"headers": {"Authorization": 1}}': 400, b'{"headers": null}': 401, b"{}": 401,
                 b'{"resource": "\\ud800"}': 400, b"x" * (1024 * 1024 + 1): 413,
             }  # fmt: skip
             for body, status in bodies.items():
@@ -214,6 +238,10 @@ class TestResources:
                         "(date_trunc('hour', now()), 'a.example', 'smtp', 3, 1, 400), "
                         "(date_trunc('hour', now()), 'a.example', 'https', 2, 0, 100), "
                         "(date_trunc('hour', now()), '[192.0.2.1]', 'smtp', 0, 1, 100)"
+                    )
+                    await connection.execute(
+                        "INSERT INTO traffic_hours (hour, transport, delivered, bounced, ms) "
+                        "SELECT hour, transport, sum(delivered), sum(bounced), sum(ms) FROM traffic GROUP BY 1, 2"
                     )
             for resource, shape in SHAPES.items():
                 answer = await panel.rpc("GET", resource, token=token)

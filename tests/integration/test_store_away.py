@@ -50,6 +50,7 @@ TABLES = [
     "sessions",
     "tokens",
     "traffic",
+    "traffic_hours",
 ]
 EVERY_CALL: list[Callable[[Pool], Any]] = [
     lambda pool: Overrides(pool).versions(),

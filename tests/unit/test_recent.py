@@ -56,3 +56,14 @@ async def test_who_goes_away_takes_the_answer_from_nobody() -> None:
     assert 1 == await other
     with pytest.raises(asyncio.CancelledError):
         await first
+
+
+async def test_all_of_one_kind_are_forgotten() -> None:
+    """Others are kept."""
+    recent, make = Recent(), Maker()
+    for key in (("rules", "a"), ("rules", ""), ("waiting", "a"), "rules"):
+        await recent.get(key, make, seconds=60)
+    recent.forget_all("rules")
+    assert [5, 6, 3, 4] == [
+        await recent.get(key, make, seconds=60) for key in (("rules", "a"), ("rules", ""), ("waiting", "a"), "rules")
+    ]

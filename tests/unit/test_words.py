@@ -1,6 +1,9 @@
 """Values as people read them, and text that fools nobody."""
 
+import html
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -29,6 +32,19 @@ class TestVisible:
             assert text == words.visible(text)
         assert Markup("<b>\u202e</b>") == words.visible(Markup("<b>\u202e</b>"))
         assert 7 == words.visible(7)
+
+    @given(st.text())
+    def test_what_is_sent_back_is_exact(self, text: str) -> None:
+        """Only escaped: a field that nobody touched must send what was saved."""
+        assert text == html.unescape(words.exact(text))
+        assert not set("<>\"'") & set(words.exact(text))
+
+    def test_every_field_of_a_form_is_exact(self) -> None:
+        """What is printed without it has its unseen characters written out."""
+        folder = Path(words.__file__).with_name("templates")
+        printed = [each for file in folder.glob("*.html") for each in re.findall(r'value="{{.*?}}"', file.read_text())]
+        assert len(printed) > 10
+        assert [] == [each for each in printed if not each.endswith('| exact }}"')]
 
     @given(st.text())
     def test_lines_have_no_markup_and_nothing_unseen(self, text: str) -> None:

@@ -18,12 +18,14 @@ from shared.store.pool import Pool
 from shared.store.sessions import Sessions
 from workers.panel.app import create_app
 from workers.panel.fleet import Fleet
+from workers.panel.proxies import Proxies
 from workers.panel.server import Server, server
 
 log = structlog.get_logger()
 
 CONNECTIONS = 16  # to PostgreSQL at most
-PATIENCE = 2.0  # seconds for one of them; a person waits for it
+PATIENCE = 2.0  # seconds for one of them; a person waits for it,
+ANSWER = 5.0  # and for an answer on it; what takes longer by its nature says so
 PRUNE = 600.0  # seconds between two prunings
 
 
@@ -31,7 +33,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until told to stop."""
     # Neither broker nor store is a need: a panel that is taken out of service cannot tell that they are away.
     state = health.Health("web")
-    pool = Pool(settings.database_url, name="panel", size=CONNECTIONS, timeout=PATIENCE)
+    pool = Pool(settings.database_url, name="panel", size=CONNECTIONS, timeout=PATIENCE, patience=ANSWER)
     await pool.open()
     stop_serving = health.serve(state, host=settings.metrics_host, port=settings.metrics_port)
     try:
@@ -71,11 +73,11 @@ async def _serve(made: Server, state: health.Health, stop: asyncio.Event) -> Non
 
 def _server(settings: Settings, fleet: Fleet) -> Server:
     try:
-        app = create_app(fleet)
+        app, proxies = create_app(fleet), Proxies(settings.panel_proxies)
     except ConfigError as error:
         log.error("the settings are not usable", error=str(error))  # noqa: TRY400 - the message is all there is to say
         sys.exit(main.CONFIG)
-    return server(app, host=settings.panel_host, port=settings.panel_port)
+    return server(app, host=settings.panel_host, port=settings.panel_port, proxies=proxies)
 
 
 if __name__ == "__main__":

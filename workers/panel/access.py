@@ -5,8 +5,9 @@ route whose author forgot to ask for a role is still closed to strangers.
 """
 
 import asyncio
+import contextlib
 import hmac
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Literal
 from weakref import WeakValueDictionary
 
@@ -14,7 +15,7 @@ import msgspec
 import structlog
 from fastapi import Depends, Request, Response
 
-from shared.store.sessions import MOST_TRIES
+from shared.store.sessions import MOST_TRIES, network
 from shared.store.tokens import BOOTSTRAP, PREFIX, Access, Role, digest
 from workers.panel.errors import Refused
 from workers.panel.fleet import Fleet, fleet_of
@@ -27,6 +28,7 @@ _DAYS = 7 * 86_400  # seconds; the store ends a session earlier when nobody uses
 CSRF_FIELD = "csrf"
 CSRF_HEADER = "x-csrf-token"
 _LONGEST = 1_000  # characters of a secret; longer ones are none
+TURN = 2.0  # seconds to wait while others from the same network try theirs
 
 
 class Who(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +57,7 @@ class Doors:
     def __init__(self, fleet: Fleet) -> None:
         """Use the fleet's tokens and sessions."""
         self._fleet = fleet
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by network
 
     async def by_secret(self, secret: str, address: str) -> Access:
         """Return what a token, or ADMIN_TOKEN, opens.
@@ -65,14 +67,13 @@ class Doors:
         once too many tries have failed.
 
         Raises:
-            Refused: It opens nothing (401), or too many tries have failed (429).
+            Refused: It opens nothing (401), too many tries have failed (429), or too many are being made (503).
             StoreUnavailable: It cannot be known.
         """
         if secret.startswith(PREFIX) and (found := await self._fleet.tokens.find(secret)):
             return found
         sessions, bootstrap = self._fleet.sessions, self._fleet.bootstrap
-        # One after the other, or a thousand guesses at once would all be compared before the first is counted.
-        async with self._turns.setdefault(address, asyncio.Lock()):
+        async with self._turn(network(address)):
             if await sessions.failed(address) >= MOST_TRIES:
                 raise Refused(429, "too many tries failed: wait a minute", headers={"Retry-After": "60"})
             right = hmac.compare_digest(digest(secret[:_LONGEST]), bootstrap or b"")
@@ -81,6 +82,25 @@ class Doors:
             await sessions.fail(address)
         log.warning("a token was refused", address=address)
         raise Refused(401, "the token is none, or its time is over", headers={"WWW-Authenticate": "Bearer"})
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, whose: str) -> AsyncIterator[None]:
+        """Let one after the other try, or a thousand guesses at once would all be compared before the first is counted.
+
+        Raises:
+            Refused: Those before took too long: the store is slow, or away.
+        """
+        lock = self._turns.setdefault(whose, asyncio.Lock())
+        try:
+            async with asyncio.timeout(TURN):
+                await lock.acquire()
+        except TimeoutError as error:
+            message = "others from your network are trying to log in, and PostgreSQL is slow or away: try again"
+            raise Refused(503, message, headers={"Retry-After": "5"}) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     async def by_cookie(self, cookie: str) -> Access | None:
         """Return whose session it is, or None.

@@ -3,7 +3,7 @@
 It is closed by default. Only the paths named here are open without a login; whatever else there is, or will be, is not.
 """
 
-import asyncio
+import contextlib
 import hmac
 from urllib.parse import urlsplit
 
@@ -13,6 +13,7 @@ from fastapi.security.utils import get_authorization_scheme_param
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from workers.panel import body as bodies
 from workers.panel.access import CSRF_FIELD, CSRF_HEADER, Doors, Who, by_session, cookie_name
 from workers.panel.envelope import RPC
 from workers.panel.errors import LOGIN, Refused, answer, refusal
@@ -21,10 +22,6 @@ from workers.panel.proxies import Caller, Proxies
 log = structlog.get_logger()
 
 STATIC = "/static/"
-_CAP = 1024 * 1024  # bytes of a request
-_IMPORT_CAP = 32 * 1024 * 1024
-_LOGIN_CAP = 16 * 1024
-_PATIENCE = 60.0  # seconds for a request to come whole
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _CSP = (
@@ -49,6 +46,7 @@ class Gate:
         self._app = app
         self._doors = doors
         self._proxies = proxies
+        self._strangers = bodies.Strangers()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or answer it."""
@@ -72,7 +70,8 @@ class Gate:
             await send(message)
 
         try:
-            await self._app(scope, await self._let_in(scope, receive), guarded)
+            with contextlib.ExitStack() as until_done:
+                await self._app(scope, await self._let_in(scope, receive, until_done), guarded)
         except Exception as error:
             refused = refusal(error)
             if refused.status_code == 500:  # noqa: PLR2004
@@ -81,8 +80,13 @@ class Gate:
                 raise
             await answer(Request(scope), refused)(scope, receive, guarded)
 
-    async def _let_in(self, scope: Scope, receive: Receive) -> Receive:
+    async def _let_in(self, scope: Scope, receive: Receive, until_done: contextlib.ExitStack) -> Receive:
         """Return what the app is to read the request from, once it may.
+
+        Args:
+            scope: Of the request.
+            receive: Its body.
+            until_done: Takes what is to be given back when it was answered.
 
         Raises:
             Refused: It may not.
@@ -93,19 +97,23 @@ class Gate:
         caller = self._proxies.caller(client[0] if client else "", scope["scheme"], headers)
         state = scope.setdefault("state", {})
         state["address"], state["secure"] = caller.address, caller.secure
-        if path == RPC or path.startswith(STATIC):  # madmail's API looks at tokens by itself: they come in the body
-            return _again(await _body(headers, receive, _CAP))
+        if path.startswith(STATIC):
+            return bodies.again(b"")  # files take none; the server throws away what comes
+        if path == RPC:  # madmail's API looks at tokens by itself: they come in the body
+            hold = until_done.enter_context(self._strangers.held(caller.address))
+            return bodies.again(await bodies.read(headers, receive, bodies.CAP, hold))
         unsafe = scope["method"] not in _SAFE
         if unsafe and "authorization" not in headers and _foreign(headers, caller):
             raise Refused(403, "this was asked for by a page of another site")
         if path == LOGIN:
-            return _again(await _body(headers, receive, _LOGIN_CAP))
+            return bodies.again(await bodies.read(headers, receive, bodies.LOGIN_CAP))
         found = state["who"] = await self._who(scope, headers, caller)
         large = path.endswith("/import") and found.may("operator")
-        body = await _body(headers, receive, _IMPORT_CAP if large else _CAP)
-        if unsafe and found.csrf and not await _meant(scope, headers, body, found.csrf):
+        cap = bodies.IMPORT_CAP if large else bodies.CAP
+        body = await bodies.read(headers, receive, cap)
+        if unsafe and found.csrf and not await _meant(scope, headers, body, found.csrf, cap):
             raise Refused(403, "the form is from another session: load the page again")
-        return _again(body)
+        return bodies.again(body)
 
     async def _who(self, scope: Scope, headers: Headers, caller: Caller) -> Who:
         if (given := headers.get("authorization")) is not None:
@@ -131,55 +139,10 @@ def _foreign(headers: Headers, caller: Caller) -> bool:
         return True
 
 
-async def _meant(scope: Scope, headers: Headers, body: bytes, csrf: str) -> bool:
+async def _meant(scope: Scope, headers: Headers, body: bytes, csrf: str, cap: int) -> bool:
     """Say whether the request comes from a page that we gave to this session."""
     sent: object = headers.get(CSRF_HEADER)
     if sent is None and headers.get("content-type", "").partition(";")[0].strip().lower() in _FORMS:
-        async with Request(scope, _again(body)).form() as form:
+        async with Request(scope, bodies.again(body)).form(max_part_size=cap) as form:
             sent = form.get(CSRF_FIELD)
     return isinstance(sent, str) and hmac.compare_digest(sent.encode(errors="replace"), csrf.encode())
-
-
-async def _body(headers: Headers, receive: Receive, cap: int) -> bytes:
-    """Return the body.
-
-    Raises:
-        Refused: It is too large, or does not come.
-    """
-    length = headers.get("content-length", "")
-    if length.isdecimal() and int(length[:20]) > cap:
-        raise _too_large(cap)
-    pieces, size = [], 0
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Refused(400, "the request did not come whole")
-                pieces.append(message.get("body", b""))
-                size += len(pieces[-1])
-                if size > cap:
-                    raise _too_large(cap)
-                if not message.get("more_body", False):
-                    return b"".join(pieces)
-    except TimeoutError as error:
-        raise Refused(408, f"the request did not come within {_PATIENCE:.0f} s") from error
-
-
-def _too_large(cap: int) -> Refused:
-    return Refused(413, f"the request is larger than {cap // 1024} KiB")
-
-
-def _again(body: bytes) -> Receive:
-    """Return a `receive` that gives the body once more."""
-    given = False
-
-    async def receive() -> Message:
-        nonlocal given
-        if given:
-            # There is no more; whether the client waits on is seen when it is written to.
-            await asyncio.Event().wait()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return receive

@@ -1,7 +1,7 @@
 """Who really asks, and by TLS or not, where a proxy stands in front: believed only of proxies that are known."""
 
 from collections.abc import Iterable
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Self
 
 import msgspec
@@ -53,28 +53,39 @@ class Proxies:
             scheme: `http` or `https`.
             headers: Of the request.
         """
-        if not self._known(peer):
+        if not self.known(peer):
             return Caller(address=peer, secure=scheme == "https", host=headers.get("host", ""))
         address = peer
         # From the right: what the nearest proxy saw, then what that one was told. A stranger can only add on the left.
         told = ",".join(headers.getlist("x-forwarded-for")).split(",")
         for each in reversed(told[-_LOOKED_AT:]):
-            if not _is_address(each.strip()):
+            found = _address(_without_port(each.strip()))
+            if found is None:
                 break
-            address = each.strip()
-            if not self._known(address):
+            address = str(found)
+            if not self.known(address):
                 break
         proto = headers.get("x-forwarded-proto", scheme).rpartition(",")[2].strip().lower()
         host = headers.get("x-forwarded-host", headers.get("host", "")).rpartition(",")[2].strip()
         return Caller(address=address, secure=proto == "https", host=host)
 
-    def _known(self, address: str) -> bool:
-        return _is_address(address) and any(ip_address(address) in each for each in self._networks)
+    def known(self, address: str) -> bool:
+        """Say whether an address is that of a proxy that is believed."""
+        found = _address(address)
+        return found is not None and any(found in each for each in self._networks)
 
 
-def _is_address(text: str) -> bool:
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    """Return an address. A socket for both families has those of IPv4 as `::ffff:192.0.2.1`."""
     try:
-        ip_address(text)
+        found = ip_address(text)
     except ValueError:
-        return False
-    return True
+        return None
+    return (found.ipv4_mapped or found) if isinstance(found, IPv6Address) else found
+
+
+def _without_port(text: str) -> str:
+    """Return an address as some proxies write it, `192.0.2.1:4711` or `[2001:db8::1]:4711`, without the rest."""
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0] if text.count(":") == 1 else text

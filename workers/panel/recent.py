@@ -33,6 +33,11 @@ class Recent:
         """Make the answer under this key anew when it is asked for next."""
         self._kept.pop(key, None)
 
+    def forget_all(self, kind: str) -> None:
+        """Make every answer anew whose key is a tuple that begins with this word."""
+        for key in [each for each in self._kept if isinstance(each, tuple) and each[:1] == (kind,)]:
+            self.forget(key)
+
     def _drop_failed(self, key: Hashable, ended: asyncio.Future[Any]) -> None:
         if ended.cancelled() or ended.exception() is not None:
             self._kept.pop(key, None)

@@ -30,11 +30,11 @@ _RULES = ("/admin/dns", "/admin/endpoint-cache")
 
 
 class Call(msgspec.Struct, kw_only=True):
-    """What is asked for."""
+    """What is asked for. As in madmail, null is the same as nothing."""
 
-    method: str = ""
-    resource: str = ""
-    headers: dict[str, str] = {}
+    method: str | None = None
+    resource: str | None = None
+    headers: dict[str, str | None] | None = None
     body: msgspec.Raw = msgspec.Raw(b"{}")
 
 
@@ -44,6 +44,14 @@ class Entry(msgspec.Struct, kw_only=True, omit_defaults=True):
     lookup_key: str = ""
     target_host: str = ""
     comment: str = ""
+
+
+class Edit(msgspec.Struct, kw_only=True):
+    """A rule that a client sends; null is the same as nothing."""
+
+    lookup_key: str | None = None
+    target_host: str | None = None
+    comment: str | None = None
 
 
 @router.api_route(RPC, methods=_METHODS)
@@ -65,12 +73,13 @@ async def rpc(request: Request) -> Response:
     try:
         status, body = await _answer(fleet_of(request), access, call)
     except Exception as error:  # noqa: BLE001
-        return _refused(error, resource=call.resource)
-    return envelope(status, resource=call.resource, body=body)
+        return _refused(error, resource=call.resource or "")
+    return envelope(status, resource=call.resource or "", body=body)
 
 
 async def _who(doors: Doors, call: Call, address: str) -> Access:
-    given = next((value for name, value in call.headers.items() if name.lower() == "authorization"), "")
+    fields = call.headers or {}
+    given = next((value for name, value in fields.items() if name.lower() == "authorization"), None) or ""
     if not given.startswith(_BEARER):
         raise Refused(401, "unauthorized")
     return await doors.by_secret(given.removeprefix(_BEARER), address)
@@ -87,14 +96,14 @@ def _refused(error: Exception, *, resource: str) -> Response:
 
 
 async def _answer(fleet: Fleet, access: Access, call: Call) -> tuple[int, object]:
-    method = call.method.upper() or "GET"
+    method, resource = (call.method or "GET").upper(), call.resource or ""
     if not access.may("viewer" if method == "GET" else "operator"):
         raise Refused(403, f"this takes the role operator; {access.name} is {access.role}")
-    if call.resource in _RULES:
+    if resource in _RULES:
         return await _rules(fleet, access, method, call.body)
-    if call.resource == "/admin/reload" and method == "POST":
+    if resource == "/admin/reload" and method == "POST":
         return 200, await _reload(fleet, access)
-    return 200, await madmail.resource(fleet, call.resource, method)
+    return 200, await madmail.resource(fleet, resource, method)
 
 
 async def _rules(fleet: Fleet, access: Access, method: str, body: msgspec.Raw) -> tuple[int, object]:
@@ -104,18 +113,18 @@ async def _rules(fleet: Fleet, access: Access, method: str, body: msgspec.Raw) -
     if method not in ("POST", "DELETE"):
         raise Refused(405, f"method {method} not allowed")
     try:
-        entry = msgspec.json.decode(body, type=Entry)
+        edit = msgspec.json.decode(body, type=Edit | None) or Edit()
     except (ValueError, RecursionError) as error:
         raise Refused(400, "invalid request body") from error
     change = Change(fleet.pool, _how(access), fleet.connected)
     if method == "DELETE":
-        key = parse_key(entry.lookup_key)
+        key = parse_key(edit.lookup_key or "")
         removed = await change.rules.remove(key, actor=access.name, release=True)
         if removed is None:
             raise Refused(404, f"endpoint override not found: {key}")
         return 200, {"deleted": key} | _warning(await change.follow(removed))
-    rule = make_rule(entry.lookup_key, entry.target_host, comment=entry.comment)
-    saved: Saved = await change.rules.set(rule, actor=access.name, release=True)
+    rule = make_rule(edit.lookup_key or "", edit.target_host or "", comment=edit.comment or "")
+    saved: Saved = await change.rules.set(rule, actor=access.name, release=True, only_changed=True)
     made = {"lookup_key": rule.lookup_key, "target_host": rule.target_host}
     return 201, made | _warning(await change.follow(saved))
 

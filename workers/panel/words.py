@@ -20,11 +20,16 @@ def visible(value: object) -> object:
     """Return text with every character written out that would not be seen; anything else as it is.
 
     The templates pass all that they print through this, so that none has to remember it. It adds no markup, since it
-    is used within attributes too.
+    is used within attributes too; what a form sends back goes through `exact` instead.
     """
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return _ODD.sub(_written, value)
+
+
+def exact(value: object) -> Markup:
+    """Return a value that a form sends back: escaped, and else as it is; what is written out would be saved so."""
+    return escape(value)
 
 
 def lines(text: str) -> Markup:

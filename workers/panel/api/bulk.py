@@ -32,7 +32,7 @@ async def export(who: Viewer, fleet: Ours, form: Annotated[Text, Query(alias="fo
     from shared.fleet.files import write  # noqa: PLC0415 - slow to load, and only needed here
 
     stored = await fleet.overrides.matching()
-    rows = [(each.rule, each.created_at, each.updated_at) for each in stored]
+    rows = ((each.rule, each.created_at, each.updated_at) for each in stored)
     written = await asyncio.to_thread(write, rows, form)
     name = {"Content-Disposition": f'attachment; filename="endpoint-cache.{form}"'}
     return Response(written, media_type=_TYPES[form], headers=name)
@@ -65,6 +65,7 @@ async def import_(
         action="sync" if whole else "import",
         if_version=ask.if_version,
         whole=whole,
+        only_changed=True,
         dry=dry_run,
     )
     return differences(saved.changes, None if dry_run else followed_out(await change.follow(saved)))

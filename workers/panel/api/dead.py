@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, cast
 from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
+from shared.broker import topology
 from shared.fleet.dead import NoLetterError, collect, discard, requeue
 from shared.fleet.letter import opened, plain
 from shared.fleet.resend import StaysDeadError
@@ -16,6 +17,7 @@ from workers.panel.access import Operator, Viewer
 from workers.panel.api.shape import BIGGEST, CONFLICT, LINE, Asked, Id, Limit, Told, missing
 from workers.panel.errors import Refused
 from workers.panel.fleet import Fleet, Ours
+from workers.panel.words import plural
 
 router = APIRouter(prefix="/dead", tags=["mail"])
 
@@ -119,8 +121,15 @@ async def list_(
 @router.post("/collect")
 async def collect_(who: Operator, fleet: Ours) -> CollectedOut:
     """Take what is in `mail.undecodable` into the store, up to 1,000 letters at once."""
-    del who
-    return CollectedOut.model_validate(await collect(fleet.link, DeadLetters(fleet.pool)))
+    collected = await collect(fleet.link, DeadLetters(fleet.pool))
+    await fleet.audit.record(
+        actor=who.name,
+        via=who.via,
+        action="dead collect",
+        object=topology.UNDECODABLE,
+        detail=plural(collected.kept, "new letter"),
+    )
+    return CollectedOut.model_validate(collected)
 
 
 @router.get("/letters/{id}", responses=_NO_LETTER)

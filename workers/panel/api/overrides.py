@@ -63,7 +63,9 @@ async def put(fleet: Ours, key: Key, body: RuleIn, ask: Asks) -> WrittenOut:
     rule = body.rule(key)
 
     async def write(change: Change) -> Saved:
-        return await change.rules.set(rule, actor=ask.actor, release=ask.release, if_version=ask.if_version)
+        return await change.rules.set(
+            rule, actor=ask.actor, release=ask.release, if_version=ask.if_version, only_changed=True
+        )
 
     return await written(fleet, ask, rule.lookup_key, write)
 
@@ -77,7 +79,7 @@ async def patch(fleet: Ours, key: Key, body: RulePatch, ask: Asks) -> WrittenOut
     since = seen.version if ask.if_version is None else ask.if_version
 
     async def write(change: Change) -> Saved:
-        return await change.rules.set(rule, actor=ask.actor, release=ask.release, if_version=since)
+        return await change.rules.set(rule, actor=ask.actor, release=ask.release, if_version=since, only_changed=True)
 
     return await written(fleet, ask, rule.lookup_key, write)
 
@@ -110,7 +112,12 @@ async def _switch(fleet: Fleet, key: str, ask: How, *, enabled: bool) -> Written
 
     async def write(change: Change) -> Saved | None:
         return await change.rules.enable(
-            lookup_key, enabled=enabled, actor=ask.actor, release=ask.release, if_version=ask.if_version
+            lookup_key,
+            enabled=enabled,
+            actor=ask.actor,
+            release=ask.release,
+            if_version=ask.if_version,
+            only_changed=True,
         )
 
     return await written(fleet, ask, lookup_key, write)

@@ -30,8 +30,10 @@ class CountsOut(Told):
     failed: int = Field(description="It could not be settled, and was set aside")
     bounced: int = Field(description="Given up, and the sender was told")
     dropped: int = Field(description="Given up, and nobody was told")
+    removed: int = Field(description="Taken out by an operator, and nobody was told")
     bytes: int = Field(description="Delivered")
     ms: int = Field(description="That all attempts took together")
+    attempts: int = Field(description="How often a next hop was asked")
 
 
 class DomainOut(CountsOut):

@@ -46,8 +46,14 @@ async def list_(
 @router.post("/collect")
 async def look(view: Page, who: Operator, fleet: Ours) -> Response:
     """Take what is in the queue into the store, where it can be looked at as often as need be."""
-    del who
     collected = await collect(fleet.link, DeadLetters(fleet.pool))
+    await fleet.audit.record(
+        actor=who.name,
+        via=who.via,
+        action="dead collect",
+        object=topology.UNDECODABLE,
+        detail=plural(collected.kept, "new letter"),
+    )
     words = f"{plural(collected.kept, 'new letter')}." if collected.kept else "There are no new letters."
     more = (f"{plural(collected.left, 'letter is', 'letters are')} still in the queue: look again.",)
     view.recent.forget("depths")

@@ -21,8 +21,9 @@ router = APIRouter(prefix="/endpoint-cache")
 ROWS: Final = 50
 
 
-Version = Annotated[int, Query(ge=0, le=BIGGEST)]
-VersionSent = Annotated[int, Form(ge=0, le=BIGGEST)]
+# The one after it is looked for, too.
+Version = Annotated[int, Query(ge=0, le=BIGGEST - 1)]
+VersionSent = Annotated[int, Form(ge=0, le=BIGGEST - 1)]
 
 
 @router.get("/history")
@@ -62,6 +63,8 @@ async def undo(
     """Take one change back: the rule is again what it was before; refuse when it was changed since the question."""
     recorded = await _recorded(fleet, version, parse_key(key))
     lookup_key = recorded.change.lookup_key
+    if _has_ended(recorded):
+        return await _undo_asked(view, fleet, recorded, refused="Nothing was changed.")
     change = changing(fleet, who)
     try:
         saved = await change.rules.apply(
@@ -70,7 +73,7 @@ async def undo(
             release=True,
             action=f"undo of {version}",
             if_version=seen,
-            only_existing=True,
+            only_changed=True,
         )
     except ConflictError as error:
         return await _undo_asked(view, fleet, recorded, refused=f"Nothing was changed: {error}.")
@@ -112,9 +115,12 @@ async def _undo_asked(view: View, fleet: Fleet, recorded: Recorded, *, refused: 
     stored = await fleet.overrides.get(key)
     change = Change(lookup_key=key, before=stored.rule if stored else None, after=recorded.change.before)
     same = _says(change.before) == _says(change.after)
+    nothing = same or _has_ended(recorded)
     since = (await fleet.overrides.history(key, limit=1))[0]
     lines = [f"What {recorded.actor} did to {key} in version {version} is taken back. Then:"]
-    if same:
+    if _has_ended(recorded):
+        lines = [f"The rule {key} was temporary before version {version}, and it has ended: it cannot come back."]
+    elif same:
         lines = [f"The rule {key} already is what it was before version {version}: there is nothing to undo."]
     elif since.version > version:
         lines.append(f"It was changed since, last by {since.actor} in version {since.version}; that is lost, too.")
@@ -125,12 +131,12 @@ async def _undo_asked(view: View, fleet: Fleet, recorded: Recorded, *, refused: 
         refused=refused,
         lines=lines,
         facts=(),
-        changes=() if same else (change,),
+        changes=() if nothing else (change,),
         action="/endpoint-cache/undo",
         fields={"version": version, "key": key, "seen": latest},
         button="Undo it",
         danger=False,
-        nothing=same,
+        nothing=nothing,
         back=url("/endpoint-cache/history", key=key),
         trail="History",
     )
@@ -158,6 +164,12 @@ async def _rollback_asked(view: View, who: Operator, fleet: Fleet, version: int,
         back="/endpoint-cache/history",
         trail="History",
     )
+
+
+def _has_ended(recorded: Recorded) -> bool:
+    """Say whether what a change is to be taken back to is a rule whose time is over."""
+    before = recorded.change.before
+    return before is not None and before.expires_at is not None and before.expires_at <= now()
 
 
 def _says(rule: object) -> object:

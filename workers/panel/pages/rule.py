@@ -1,19 +1,20 @@
 """Endpoint Cache: one rule whole, its end, and its removal."""
 
+from datetime import UTC
 from typing import Annotated, Final
 
 import msgspec
 from fastapi import APIRouter, Form, Query, Response
 
-from shared.mail.rule import ANY, parse_expiry, parse_key
+from shared.mail.rule import ANY, Rule, parse_expiry, parse_key
 from shared.runtime.clock import now
-from shared.store.overrides import Stored
+from shared.store.overrides import ConflictError
 from workers.panel.access import Operator
 from workers.panel.errors import Refused
-from workers.panel.fleet import Fleet, Ours
-from workers.panel.pages.rules import Key, changing, existing, told
+from workers.panel.fleet import Ours
+from workers.panel.pages.rules import Key, Seen, changing, existing, overtaken, rule_of, told
 from workers.panel.pages.telling import options
-from workers.panel.pages.view import BIGGEST, Line, Page, View, url
+from workers.panel.pages.view import Line, Page, View, url
 
 router = APIRouter(prefix="/endpoint-cache")
 
@@ -36,57 +37,53 @@ async def show(view: Page, fleet: Ours, key: KeyAsked) -> Response:
 
 @router.post("/expire")
 async def expire(
-    view: Page, who: Operator, fleet: Ours, key: Key, ends: Annotated[Line, Form(max_length=60)] = ""
+    *, view: Page, who: Operator, fleet: Ours, key: Key, seen: Seen, ends: Annotated[Line, Form(max_length=60)] = ""
 ) -> Response:
-    """Set or take away the end of a rule."""
-    stored = await _stored(fleet, parse_key(key))
-    lookup_key = stored.rule.lookup_key
+    """Set or take away the end of a rule; refuse when it was changed since it was seen."""
+    rule = await rule_of(fleet, parse_key(key))
+    path = url("/endpoint-cache/rule", key=rule.lookup_key)
     expires_at = parse_expiry(ends, now()) if ends else None
     change = changing(fleet, who)
-    saved = await change.rules.set(
-        msgspec.structs.replace(stored.rule, expires_at=expires_at),
-        actor=who.name,
-        release=True,
-        # It was read a moment ago; what somebody changed since is not put back.
-        if_version=stored.rule.version,
-    )
-    followed = await change.follow(saved)
-    words = (
-        f"{lookup_key} has no end" if expires_at is None else f"{lookup_key} ends at {expires_at:%Y-%m-%d %H:%M} UTC"
-    )
-    return told(view, followed, url("/endpoint-cache/rule", key=lookup_key), words)
+    try:
+        saved = await change.rules.set(
+            msgspec.structs.replace(rule, expires_at=expires_at),
+            actor=who.name,
+            release=True,
+            if_version=seen,
+            only_changed=True,
+        )
+    except ConflictError as error:
+        return overtaken(view, path, error)
+    end = "has no end" if expires_at is None else f"ends at {expires_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    return told(view, await change.follow(saved), path, f"{rule.lookup_key} → {rule.target_host} {end}")
 
 
 @router.get("/remove")
 async def ask(view: Page, who: Operator, fleet: Ours, key: KeyAsked) -> Response:
     """Ask before a rule is removed."""
     del who
-    return _asked(view, await _stored(fleet, parse_key(key)))
+    return _asked(view, await rule_of(fleet, parse_key(key)))
 
 
 @router.post("/remove")
-async def remove(
-    view: Page, who: Operator, fleet: Ours, key: Key, seen: Annotated[int, Form(ge=0, le=BIGGEST)]
-) -> Response:
+async def remove(view: Page, who: Operator, fleet: Ours, key: Key, seen: Seen) -> Response:
     """Remove a rule that is still what was asked about; else ask again."""
-    stored = await _stored(fleet, parse_key(key))
-    if stored.rule.version != seen:
-        return _asked(view, stored, refused="The rule was changed meanwhile, so nothing was removed. Look again:")
-    lookup_key = stored.rule.lookup_key
+    rule = await rule_of(fleet, parse_key(key))
+    if rule.version != seen:
+        return _asked(view, rule, refused="The rule was changed meanwhile, so nothing was removed. Look again:")
+    lookup_key = rule.lookup_key
     change = changing(fleet, who)
-    saved = await change.rules.remove(lookup_key, actor=who.name, release=True, if_version=seen)
-    return told(view, await change.follow(existing(saved, lookup_key)), "/endpoint-cache", f"{lookup_key} removed")
+    try:
+        saved = existing(
+            await change.rules.remove(lookup_key, actor=who.name, release=True, if_version=seen), lookup_key
+        )
+    except ConflictError as error:  # in the moment since we looked
+        return _asked(view, await rule_of(fleet, lookup_key), refused=f"Nothing was removed: {error}.")
+    words = f"{lookup_key} → {rule.target_host} removed"
+    return told(view, await change.follow(saved), "/endpoint-cache", words)
 
 
-async def _stored(fleet: Fleet, key: str) -> Stored:
-    stored = await fleet.overrides.get(key)
-    if stored is None:
-        raise Refused(404, f"there is no rule for {key}")
-    return stored
-
-
-def _asked(view: View, stored: Stored, *, refused: str = "") -> Response:
-    rule = stored.rule
+def _asked(view: View, rule: Rule, *, refused: str = "") -> Response:
     return view.show(
         "confirm.html",
         status=409 if refused else 200,

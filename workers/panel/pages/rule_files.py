@@ -29,6 +29,7 @@ router = APIRouter(prefix="/endpoint-cache")
 Text = Literal["csv", "yaml", "json"]
 _MOST: Final = 24 * 1024 * 1024  # bytes of a file; the gate takes 32 MiB with all that is around it
 _PACKED: Final = 16 * 1024 * 1024  # characters of a packed file
+_NO_RULES: Final = "The file has no rules: it would remove every rule there is"
 _TYPES: Final = {"csv": "text/csv", "yaml": "application/yaml", "json": "application/json"}
 
 
@@ -43,7 +44,7 @@ async def export(view: Page, fleet: Ours, form: Annotated[Text, Query(alias="for
     """Give all rules as a file."""
     del view
     stored = await fleet.overrides.matching()
-    rules = [(each.rule, each.created_at, each.updated_at) for each in stored]
+    rules = ((each.rule, each.created_at, each.updated_at) for each in stored)
     data = await asyncio.to_thread(write, rules, form)
     headers = {"Content-Disposition": f'attachment; filename="rules.{form}"'}
     return Response(data, media_type=f"{_TYPES[form]}; charset=utf-8", headers=headers)
@@ -68,13 +69,15 @@ async def compare(
         rules = await asyncio.to_thread(read, data, form, now=now())
     except FileError as error:
         return _forms(view, *str(error).splitlines())
+    if whole and not rules:
+        return _forms(view, _NO_RULES)
     packed = await asyncio.to_thread(_pack, data)
     if len(packed) > _PACKED:
         return _forms(view, f"{plural(len(rules), 'rule')} are too many for one page: use the command line")
     return await _asked(view, who, fleet, rules, form=form, packed=packed, whole=bool(whole))
 
 
-@router.post("/apply/import")
+@router.post("/apply/import", form_limits={"max_part_size": _PACKED + 1024})
 async def apply(
     *,
     view: Page,
@@ -90,6 +93,8 @@ async def apply(
         rules = await asyncio.to_thread(lambda: read(_unpack(packed), form, now=now()))
     except FileError as error:  # such as an end that has come meanwhile
         return _forms(view, *str(error).splitlines())
+    if whole and not rules:
+        return _forms(view, _NO_RULES)
     change = changing(fleet, who)
     action = "sync" if whole else "import"
     try:
@@ -100,6 +105,7 @@ async def apply(
             action=action,
             if_version=seen,
             whole=bool(whole),
+            only_changed=True,
         )
     except ConflictError as error:
         refused = f"Nothing was changed: {error}."
@@ -152,13 +158,15 @@ async def _asked(
 
 
 def _pack(data: bytes) -> str:
-    return base64.b64encode(zlib.compress(data, 9)).decode()
+    # In letters that a form sends as they are, so that it does not grow on its way back.
+    return base64.urlsafe_b64encode(zlib.compress(data, 9)).decode().rstrip("=")
 
 
 def _unpack(packed: str) -> bytes:
     try:
         opened = zlib.decompressobj()
-        data = opened.decompress(base64.b64decode(packed, validate=True), _MOST)
+        whole = packed + "=" * (-len(packed) % 4)
+        data = opened.decompress(base64.b64decode(whole, altchars=b"-_", validate=True), _MOST)
     except (binascii.Error, zlib.error, ValueError) as error:
         raise Refused(422, "the file did not come back as it was shown: choose it once more") from error
     if opened.unconsumed_tail or not opened.eof:

@@ -106,8 +106,12 @@ async def edit(view: Page, who: Operator, fleet: Ours, key: Annotated[Line, Quer
     stored = await fleet.overrides.get(lookup_key)
     if stored is None:
         raise Refused(404, f"there is no rule for {lookup_key}")
-    rule = stored.rule
-    form = Filled(
+    return _form(view, _shown(stored.rule), edits=True)
+
+
+def _shown(rule: Rule) -> Filled:
+    """Return the form of a rule that is there."""
+    return Filled(
         key=rule.lookup_key,
         target=rule.target_host,
         comment=rule.comment,
@@ -118,7 +122,6 @@ async def edit(view: Page, who: Operator, fleet: Ours, key: Annotated[Line, Quer
         enabled=rule.enabled,
         seen=rule.version,
     )
-    return _form(view, form, edits=True)
 
 
 @router.post("/probe")
@@ -156,7 +159,9 @@ async def _save(view: View, who: Operator, fleet: Ours, form: Filled, *, edits: 
         if unusable(found):
             return _form(view, form, edits=edits, found=found)
         change = changing(fleet, who)
-        saved = await change.rules.set(rule, actor=who.name, release=True, if_version=seen)
+        if edits:
+            rule = await _as_it_was(fleet, rule, form)
+        saved = await change.rules.set(rule, actor=who.name, release=True, if_version=seen, only_changed=True)
     except (RuleError, ConflictError) as error:
         return _form(view, form, edits=edits, fault=f"{error}")
     warnings = [warning for each in found for warning in each.warnings]
@@ -165,6 +170,19 @@ async def _save(view: View, who: Operator, fleet: Ours, form: Filled, *, edits: 
     followed = await change.follow(saved)
     words = f"{rule.lookup_key} → {rule.target_host}"
     return told(view, followed, url("/endpoint-cache/rule", key=rule.lookup_key), words, *warnings)
+
+
+async def _as_it_was(fleet: Fleet, rule: Rule, form: Filled) -> Rule:
+    """Return the rule with what nobody has typed as it was: a form has less of a time, and of the ends of a comment."""
+    stored = await fleet.overrides.get(rule.lookup_key)
+    if stored is None or stored.rule.version != form.seen:
+        return rule  # which is refused
+    shown = _shown(stored.rule)
+    if form.ends == shown.ends:
+        rule = msgspec.structs.replace(rule, expires_at=stored.rule.expires_at)
+    if form.comment == shown.comment.strip():
+        rule = msgspec.structs.replace(rule, comment=stored.rule.comment)
+    return rule
 
 
 async def _free(fleet: Fleet, key: str) -> int:

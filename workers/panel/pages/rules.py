@@ -5,8 +5,8 @@ from typing import Annotated, Final, Literal
 from fastapi import APIRouter, Form, Query, Response
 
 from shared.fleet.change import Change, Followed, How
-from shared.mail.rule import parse_key
-from shared.store.overrides import Saved
+from shared.mail.rule import Rule, parse_key
+from shared.store.overrides import ConflictError, Saved
 from workers.panel.access import Operator, Who
 from workers.panel.errors import Refused
 from workers.panel.fleet import Fleet, Ours
@@ -17,11 +17,13 @@ from workers.panel.words import sentence
 router = APIRouter(prefix="/endpoint-cache")
 
 ROWS: Final = 50
+COUNTED: Final = "rules"  # under which counts of them are kept
 _WAIT: Final = 5.0  # seconds for the routers; the page goes on to ask when it took longer
 _COUNTED: Final = 5.0  # seconds that a count of all rules is good for
 _STATES: Final = (("", "any"), ("on", "on"), ("off", "off"), ("temporary", "with an end"))
 
 Key = Annotated[Line, Form(max_length=300)]
+Seen = Annotated[int, Form(ge=0, le=BIGGEST)]  # the version of the rule that the page showed
 Back = Annotated[Literal["", "rule"], Form()]
 State = Literal["", "on", "off", "temporary"]
 
@@ -40,7 +42,7 @@ async def list_(
     total = len(found)
     if after or total > ROWS:
         total = await view.recent.get(
-            ("rules", search, state), lambda: fleet.overrides.count(search or None, state=chosen), seconds=_COUNTED
+            (COUNTED, search, state), lambda: fleet.overrides.count(search or None, state=chosen), seconds=_COUNTED
         )
     last = found[ROWS - 1].rule.lookup_key if len(found) > ROWS else None
     return view.show(
@@ -65,21 +67,22 @@ async def applied(view: Page, fleet: Ours, version: Annotated[int, Query(ge=0, l
 
 
 @router.post("/enable")
-async def enable(view: Page, who: Operator, fleet: Ours, key: Key, back: Back = "") -> Response:
-    """Take a rule into use again."""
-    return await _switch(view, who, fleet, parse_key(key), on=True, back=back)
+async def enable(*, view: Page, who: Operator, fleet: Ours, key: Key, seen: Seen, back: Back = "") -> Response:
+    """Take a rule into use again; refuse when it was changed since it was seen."""
+    return await _switch(view, who, fleet, parse_key(key), seen=seen, on=True, back=back)
 
 
 @router.post("/disable")
-async def disable(view: Page, who: Operator, fleet: Ours, key: Key, back: Back = "") -> Response:
-    """Take a rule out of use, and keep it."""
-    return await _switch(view, who, fleet, parse_key(key), on=False, back=back)
+async def disable(*, view: Page, who: Operator, fleet: Ours, key: Key, seen: Seen, back: Back = "") -> Response:
+    """Take a rule out of use, and keep it; refuse when it was changed since it was seen."""
+    return await _switch(view, who, fleet, parse_key(key), seen=seen, on=False, back=back)
 
 
 @router.post("/release")
 async def release(view: Page, who: Operator, fleet: Ours) -> Response:
     """Release what was only saved."""
     change = changing(fleet, who)
+    await fleet.audit.record(actor=who.name, via=who.via, action="reload", object="rules")
     followed = await change.release(await change.rules.release())
     return told(view, followed, "/endpoint-cache", "Released")
 
@@ -92,6 +95,7 @@ def changing(fleet: Fleet, who: Who) -> Change:
 
 def told(view: View, followed: Followed, path: str, what: str, *warnings: str) -> Response:
     """Return the way to a page that says what came of a change, and goes on to ask for routers that are late."""
+    view.recent.forget_all(COUNTED)
     version = 0 if followed.applied is None else followed.version
     tone: Tone = "warn" if followed.late or warnings else "ok"
     return view.done(path, f"{what}: {followed.sentence()}.", *map(sentence, warnings), tone=tone, version=version)
@@ -108,9 +112,35 @@ def existing(saved: Saved | None, key: str) -> Saved:
     return saved
 
 
-async def _switch(view: View, who: Who, fleet: Fleet, key: str, *, on: bool, back: str) -> Response:
-    change = changing(fleet, who)
-    saved = existing(await change.rules.enable(key, enabled=on, actor=who.name, release=True), key)
-    followed = await change.follow(saved)
+def overtaken(view: View, path: str, error: ConflictError) -> Response:
+    """Return the way to a page that shows what is there now, and says who changed it meanwhile."""
+    return view.done(path, f"Nothing was changed: {error}.", tone="warn")
+
+
+async def rule_of(fleet: Fleet, key: str) -> Rule:
+    """Return the rule with this key.
+
+    Raises:
+        Refused: There is none.
+    """
+    stored = await fleet.overrides.get(key)
+    if stored is None:
+        raise Refused(404, f"there is no rule for {key}")
+    return stored.rule
+
+
+async def _switch(view: View, who: Who, fleet: Fleet, key: str, *, seen: int, on: bool, back: str) -> Response:
+    rule = await rule_of(fleet, key)
     path = url("/endpoint-cache/rule", key=key) if back else "/endpoint-cache"
-    return told(view, followed, path, f"{key} is {'on' if on else 'off'}{'' if saved.changed else ', as it was'}")
+    change = changing(fleet, who)
+    try:
+        saved = existing(
+            await change.rules.enable(
+                key, enabled=on, actor=who.name, release=True, if_version=seen, only_changed=True
+            ),
+            key,
+        )
+    except ConflictError as error:
+        return overtaken(view, path, error)
+    words = f"{key} → {rule.target_host} is {'on' if on else 'off'}{'' if saved.changed else ', as it was'}"
+    return told(view, await change.follow(saved), path, words)

@@ -16,7 +16,9 @@ Tone = Literal["ok", "warn", "bad", "quiet"]
 
 COOKIE: Final = "pushpush-said"
 SECONDS: Final = 60  # for which it is shown at the next page
-_MOST: Final = 2_400  # bytes of it; browsers keep cookies of 4 KB
+_MOST: Final = 2_400  # bytes of the lines
+_BETWEEN: Final = 3  # of two lines: quotes and a comma
+_LONGEST: Final = 3_900  # characters of the value; browsers keep cookies of 4,096 bytes with their name
 _SIGNATURE: Final = 32  # bytes
 
 
@@ -43,8 +45,10 @@ def written(tone: Tone, lines: Sequence[str], version: int, secret: str) -> str:
         version: Of the rules.
         secret: Of the session.
     """
-    data = msgspec.json.encode(Said(tone, _short(lines), version))
-    return base64.urlsafe_b64encode(_signature(data, secret) + data).decode()
+    most = _MOST
+    while len(value := _value(Said(tone, _short(lines, most), version), secret)) > _LONGEST:
+        most //= 2  # quotes, and lines that are many and short, take more room than they have letters
+    return value
 
 
 def read(cookie: str | None, secret: str) -> Said | None:
@@ -61,14 +65,19 @@ def read(cookie: str | None, secret: str) -> Said | None:
     return None
 
 
-def _short(lines: Sequence[str]) -> tuple[str, ...]:
-    left, kept = _MOST, []
+def _value(said: Said, secret: str) -> str:
+    data = msgspec.json.encode(said)
+    return base64.urlsafe_b64encode(_signature(data, secret) + data).decode()
+
+
+def _short(lines: Sequence[str], most: int) -> tuple[str, ...]:
+    left, kept = most, []
     for line in lines:
         data = line.encode(errors="replace")
         if left <= 0:
             break
         kept.append(data.decode() if len(data) <= left else f"{data[:left].decode(errors='ignore')} ...")
-        left -= len(data)
+        left -= len(data) + _BETWEEN
     return tuple(kept)
 
 

@@ -160,7 +160,7 @@ def _environment_of(folder: Path) -> jinja2.Environment:
     made.globals |= {"url": url, "static": _static}
     made.filters |= {
         name: getattr(words, name)
-        for name in ("ago", "clock", "count", "host", "lines", "plural", "sentence", "size", "span", "stamp")
+        for name in ("ago", "clock", "count", "exact", "host", "lines", "plural", "sentence", "size", "span", "stamp")
     }
     made.filters |= {"when": words.when, "shares": chart.shares, "heat": chart.heat}
     made.filters |= {name: getattr(telling, name) for name in ("altered", "options", "told", "tone")}

@@ -65,6 +65,7 @@ async def act(
         object=selection.told(fleet.privacy),
         detail=plural(due, "delivery", "deliveries"),
     )
+    _counted_anew(view)
     words = f"{plural(due, 'delivery is', 'deliveries are')} due now; the rules of this moment apply."
     return view.done(url("/waiting", **filter_.fields()), words)
 
@@ -95,6 +96,7 @@ async def end(
         ended = await bounce(chosen, fleet.pool, fleet.settler, who=actor, emit=fleet.emit, privacy=fleet.privacy)
     else:
         ended = await remove(chosen, fleet.pool, who=actor, emit=fleet.emit, privacy=fleet.privacy)
+    _counted_anew(view)
     words = _told(ended, _WORDS[do][2])
     return view.done(url("/waiting", **filter_.fields()), *words, tone="warn" if ended.left else "ok")
 
@@ -143,6 +145,11 @@ async def _asked(
         back=url("/waiting", **filter_.fields()),
         trail="Waiting mail",
     )
+
+
+def _counted_anew(view: View) -> None:
+    view.recent.forget_all("waiting")
+    view.recent.forget("ages of most")
 
 
 def _told(ended: Ended, done: str) -> list[str]:

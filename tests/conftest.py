@@ -7,10 +7,15 @@ import pytest
 from deploy.local.services import PostgreSQL, RabbitMQ
 from shared.store import migrate
 
+_PANEL = ("test_access", "test_api_", "test_panel_", "test_rpc")  # files
 
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start RabbitMQ or PostgreSQL, by whichever fixture."""
+    """Mark the tests that start RabbitMQ or PostgreSQL, by whichever fixture, and those of the panel."""
     for each in items:
+        if each.path.stem.startswith(_PANEL):
+            each.add_marker(pytest.mark.panel)
         if {"rabbitmq", "postgres"} & set(getattr(each, "fixturenames", ())):
             each.add_marker(pytest.mark.services)
 

@@ -1,18 +1,18 @@
 #!/bin/sh
-# `make test`: the tests that need RabbitMQ and PostgreSQL, and beside them those that need neither. Most of the latter
-# wait for peers that stall on purpose, so that side by side they take little more than half the time.
+# `make test`: two halves side by side, in little more than half the time. One has what needs RabbitMQ and PostgreSQL, but
+# the panel; the other the panel, and all that waits for peers which stall on purpose.
 set -u
 cd "$(dirname "$0")/../.."
 
 mkdir -p .run
 log=$(mktemp .run/tests-XXXXXX)
-.venv/bin/python -m pytest -q -m "not services" tests/integration tests/e2e >"$log" 2>&1 &
+.venv/bin/python -m pytest -q -m "not services or panel" tests/integration tests/e2e >"$log" 2>&1 &
 beside=$!
 trap 'rm -f "$log"' EXIT
 trap 'kill "$beside" 2>/dev/null; exit 130' INT TERM HUP
-.venv/bin/python -m pytest -q -m services tests/integration tests/e2e "$@"
+.venv/bin/python -m pytest -q -m 'services and not panel' tests/integration tests/e2e "$@"
 first=$?
-printf '\nTests without RabbitMQ and PostgreSQL, which ran beside these:\n'
+printf '\nThe other half, which runs beside this one:\n'
 wait "$beside"
 second=$?
 cat "$log"

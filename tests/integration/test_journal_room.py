@@ -118,7 +118,7 @@ class TestStoreAway:
         async with running(away, ready=False):
             await until(lambda: _ready(queues, 60), within=15, wanted="40 are in hand")
             began = asyncio.get_running_loop().time()
-        assert asyncio.get_running_loop().time() - began < 5
+        assert asyncio.get_running_loop().time() - began < 20  # less than a pod is given
         async with running(settings):
             await until(lambda: count(settings.database_url) == 100)
 

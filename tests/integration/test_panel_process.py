@@ -136,15 +136,16 @@ async def test_who_asks_nothing_does_not_stay(settings: Settings, pool: Pool, mo
     monkeypatch.setattr(server, "PATIENCE", 0.5)
     async with running(settings, pool) as panel:
         reader, writer = await asyncio.open_connection("127.0.0.1", panel.settings.panel_port)
-        began = asyncio.get_running_loop().time()
+        sent = 0
         with contextlib.suppress(ConnectionError):
             for byte in b"GET /login HTTP/1.1":
                 writer.write(bytes([byte]))
+                sent += 1
                 await asyncio.sleep(0.1)
                 if reader.at_eof():
                     break
         assert b"" == await reader.read()
-        assert 0.4 < asyncio.get_running_loop().time() - began < 1.5
+        assert sent < len(b"GET /login HTTP/1.1")
         writer.close()
         async with panel.client(ADMIN_TOKEN) as client:
             for _ in range(5):

@@ -1,6 +1,5 @@
 """Messages are found by whatever an operator has of them; what happened to one is told in an order that can be."""
 
-import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
@@ -191,12 +190,9 @@ class TestFind:
             connection.execute(MANY, {"at": START})
         with psycopg.connect(database, autocommit=True) as connection:
             connection.execute("ANALYZE events")
-        began = time.monotonic()
         first = await traces.find("same@from.example")
         second = await traces.find("same@from.example", before=minute(1))
-        took = time.monotonic() - began
         assert (50, 50) == (len(first), len(second))
-        assert took < 0.4  # both; a quiet machine needs a tenth of it
         assert all(each.at < minute(1) for each in second)
 
     async def test_a_message_whose_beginning_is_lost_is_found_all_the_same(self, keep: Keep, traces: Traces) -> None:

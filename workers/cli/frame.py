@@ -28,6 +28,7 @@ REFUSED, USAGE, AWAY, LATE, CONFIG = 1, 2, 3, 4, 78  # exit codes
 CONFIRM = 30.0  # seconds to wait for the broker's word
 LOCAL = Path(".run/pushpush.env")  # where `make up` says how to reach its broker and database
 MAX_ACTOR = 200  # characters
+_WIDE = 200  # characters of a line of a table that goes into a file or another program
 # What PostgreSQL or JSON cannot hold, or would do things to a terminal, such as show text in another order than it has;
 # a bad byte of argv arrives as a surrogate.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -113,7 +114,9 @@ def run(command: str, work: Callable[[Fleet], Awaitable[Result]], *, json: bool)
         sys.stdout.buffer.flush()
     else:
         # Facts are not wrapped or coloured away: they may be read by another program, too.
-        Console(highlight=False, soft_wrap=isinstance(result.text, str), markup=False, emoji=False).print(result.text)
+        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE
+        soft = isinstance(result.text, str)
+        Console(highlight=False, soft_wrap=soft, markup=False, emoji=False, width=width).print(result.text)
     raise typer.Exit(result.code)
 
 

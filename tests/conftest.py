@@ -12,10 +12,12 @@ _PANEL = ("test_access", "test_api_", "test_panel_", "test_rpc")  # files
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start RabbitMQ or PostgreSQL, by whichever fixture, and those of the panel."""
+    """Mark tests that start RabbitMQ or PostgreSQL, by whichever fixture, tests of a whole fleet, and of the panel."""
     for each in items:
         if each.path.stem.startswith(_PANEL):
             each.add_marker(pytest.mark.panel)
+        if each.path.parent.name == "e2e":
+            each.add_marker(pytest.mark.fleet)
         if {"rabbitmq", "postgres"} & set(getattr(each, "fixturenames", ())):
             each.add_marker(pytest.mark.services)
 

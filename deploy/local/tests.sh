@@ -1,20 +1,24 @@
 #!/bin/sh
-# `make test`: two halves side by side, in little more than half the time. One has what needs RabbitMQ and PostgreSQL, but
-# the panel; the other the panel, and all that waits for peers which stall on purpose.
+# `make test`: three parts side by side, since most of them is waiting: for services that restart, for peers that stall on
+# purpose. Each has a RabbitMQ and a PostgreSQL of its own, where it needs them.
 set -u
 cd "$(dirname "$0")/../.."
 
 mkdir -p .run
-log=$(mktemp .run/tests-XXXXXX)
-.venv/bin/python -m pytest -q -m "not services or panel" tests/integration tests/e2e >"$log" 2>&1 &
-beside=$!
-trap 'rm -f "$log"' EXIT
-trap 'kill "$beside" 2>/dev/null; exit 130' INT TERM HUP
-.venv/bin/python -m pytest -q -m 'services and not panel' tests/integration tests/e2e "$@"
-first=$?
-printf '\nThe other half, which runs beside this one:\n'
-wait "$beside"
-second=$?
-cat "$log"
-if [ "$first" -ne 0 ]; then exit "$first"; fi
-exit "$second"
+logs=$(mktemp -d .run/tests-XXXXXX)
+trap 'rm -rf "$logs"' EXIT
+pytest=".venv/bin/python -m pytest -q"  # a command, not a function: what is ended must be the tests themselves
+
+$pytest -m panel tests/integration tests/e2e >"$logs/panel" 2>&1 &
+panel=$!
+$pytest -m "not panel and (fleet or not services)" tests/integration tests/e2e >"$logs/peers" 2>&1 &
+peers=$!
+trap 'kill "$panel" "$peers" 2>/dev/null; exit 130' INT TERM HUP
+
+$pytest -m "services and not panel" tests/integration "$@"
+failed=$?
+printf '\nThe other parts, which run beside this one:\n'
+wait "$panel" || failed=$?
+wait "$peers" || failed=$?
+cat "$logs"/*
+exit "$failed"

@@ -62,7 +62,7 @@ _SENDERS: Final = ("news@sender.example", "office@sender.example", "ana@sender.e
 _NAMES: Final = ("ada", "boris", "chen", "dolores", "emil", "farah", "goran", "hana", "ivo", "june", "kofi", "lena")
 _REPLIES: Final = (
     (451, "4.7.1", "Greylisted, please try again in 300 seconds"),
-    (421, "4.4.1", "cannot connect: connection timed out"),
+    (421, "4.3.2", "Service not available, closing transmission channel"),
     (452, "4.2.2", "Mailbox full"),
     (450, "4.7.25", "Client host rejected: cannot find your hostname"),
 )
@@ -175,11 +175,11 @@ def _story(now: datetime) -> Iterator[Event]:
     )
     old = replace(ada, recipient="old@harbour.example")
     yield from (ada, old)
-    silence = (421, "4.4.1", "cannot connect: connection timed out")
+    silence = (450, "4.4.1", "mx1.harbour.example (192.0.2.25) port 25: timed out")
     for attempt, minutes in ((1, 0), (2, 6)):
         at = began + timedelta(minutes=minutes, seconds=31)
         for each in (ada, old):
-            event = _tried(each, "deferred", at, room="smtp", mta="mx1.harbour.example", reply=silence, ms=30_004)
+            event = _tried(each, "deferred", at, room="smtp", mta="", reply=silence, ms=30_004)
             yield replace(event, attempt=attempt, until=at + timedelta(minutes=5 * attempt))
     yield from _end(ada, old, began + timedelta(minutes=14))
 

@@ -1,8 +1,8 @@
 """End waiting mail by hand: bounce it, so that its sender is told, or remove it, so that nobody is.
 
 In small batches, each one transaction: the rows are held, the reports published and confirmed, the rows deleted, and
-then it is committed. A crash between the two reports once more; the other order would lose mail without a word. What a
-scheduler has in hand is passed over, since it is being tried; so nothing is both bounced and delivered.
+then it is committed. A crash between the two reports once more, and the mail waits on; the other order would lose it
+without a word. What a scheduler has in hand is passed over, since it is being tried.
 """
 
 import asyncio

@@ -100,10 +100,6 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     counts: dict[str, int]
 
-    def per_second(self, kind: str) -> float:
-        """Return how often it happens in a second."""
-        return self.counts.get(kind, 0) / self.seconds
-
 
 class Traffic:
     """The tables `traffic`, `traffic_hours` and `event_minutes`, and the newest of `events`, for whoever reads them."""

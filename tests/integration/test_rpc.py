@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from shared.mail.rule import make_rule
+from shared.runtime.clock import now
 from shared.runtime.settings import Settings
 from shared.store.overrides import Overrides, Versions
 from shared.store.pool import Pool
@@ -109,6 +112,27 @@ class TestRules:
         await rules.set(make_rule("staged.example", "b.example"), actor="bob", release=False)
         assert 201 == (await panel.rpc("POST", "/admin/dns", rule, token=token))["status"]
         assert Versions(version=2, released=1) == await rules.versions()
+
+    async def test_what_madmail_cannot_say_stays_as_it_is(self, panel: Panel, pool: Pool, token: str) -> None:
+        """A corrected target takes a rule neither its end nor its demands; one out of use is made anew."""
+        ends = now() + timedelta(hours=2)
+        rules = Overrides(pool)
+        old = make_rule("a.example", "b.example", transport="smtp", tls="verify", expires_at=ends, share=10)
+        await rules.set(old, actor="ann", release=True)
+        edit = {"lookup_key": "A.example", "target_host": "c.example", "comment": "moved"}
+        answer = await panel.rpc("POST", "/admin/dns", edit, token=token)
+        assert 201 == answer["status"]
+        stored = await rules.get("a.example")
+        assert stored is not None
+        changed = msgspec.structs.replace(stored.rule, version=0)
+        assert msgspec.structs.replace(old, target_host="c.example", comment="moved") == changed
+        await rules.enable("a.example", enabled=False, actor="ann", release=True)
+        edit["target_host"] = "d.example"
+        await panel.rpc("POST", "/admin/dns", edit, token=token)
+        stored = await rules.get("a.example")
+        assert stored is not None
+        anew = make_rule("a.example", "d.example", comment="moved")
+        assert anew == msgspec.structs.replace(stored.rule, version=0)
 
     async def test_the_history_names_the_token(self, panel: Panel, pool: Pool, token: str) -> None:
         """As for every other change; the rules are released."""

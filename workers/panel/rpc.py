@@ -10,7 +10,7 @@ import structlog
 from fastapi import APIRouter, Request, Response
 
 from shared.fleet.change import Change, Followed, How
-from shared.mail.rule import make_rule, parse_key
+from shared.mail.rule import Rule, make_rule, parse_key
 from shared.store.overrides import Overrides, Saved
 from shared.store.tokens import Access
 from workers.panel import madmail
@@ -123,10 +123,26 @@ async def _rules(fleet: Fleet, access: Access, method: str, body: msgspec.Raw) -
         if removed is None:
             raise Refused(404, f"endpoint override not found: {key}")
         return 200, {"deleted": key} | _warning(await change.follow(removed))
-    rule = make_rule(edit.lookup_key or "", edit.target_host or "", comment=edit.comment or "")
+    rule = await _edited(change.rules, edit)
     saved: Saved = await change.rules.set(rule, actor=access.name, release=True, only_changed=True)
     made = {"lookup_key": rule.lookup_key, "target_host": rule.target_host}
     return 201, made | _warning(await change.follow(saved))
+
+
+async def _edited(rules: Overrides, edit: Edit) -> Rule:
+    """Return the rule as it is to be; what madmail cannot say of one that its client sees stays as it is.
+
+    Else a rule would lose its end, say, by a correction of its comment.
+    """
+    key, target, comment = edit.lookup_key or "", edit.target_host or "", edit.comment or ""
+    made = make_rule(key, target, comment=comment)
+    stored = await rules.get(made.lookup_key)
+    if stored is None or not stored.rule.enabled:
+        return made
+    old = stored.rule
+    return make_rule(
+        key, target, comment=comment, transport=old.transport, tls=old.tls, expires_at=old.expires_at, share=old.share
+    )
 
 
 async def _entries(rules: Overrides) -> list[Entry]:

@@ -20,6 +20,7 @@ from aiormq.exceptions import AMQPError
 
 from shared.broker import tolerant, topology
 from shared.runtime.health import Health
+from shared.runtime.tasks import end
 
 log = structlog.get_logger()
 
@@ -74,9 +75,7 @@ class Link:
     ) -> None:
         """Close the connection."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
 
     @property
     def publishing(self) -> aiormq.Channel | None:
@@ -120,8 +119,7 @@ class Link:
                     log.warning("broker unreachable, trying on", error=repr(error))
                 self._health.ill("broker", f"cannot connect: {error!r}")
             except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
+                if _told_to_end():
                     raise
                 # aiormq hands its own cancellation to those who wait on a connection that ended.
                 self._health.ill("broker", f"the connection was lost: {error!r}")
@@ -129,6 +127,8 @@ class Link:
                 # A fault of our own while the connection was set up: a room must not stay up and deaf because of it.
                 log.exception("the connection could not be used, trying on")
                 self._health.ill("broker", f"cannot use the connection: {error!r}")
+            if _told_to_end():  # aio_pika may pass over it while it connects
+                return
             await asyncio.sleep(RETRY[min(attempt, len(RETRY) - 1)])
             attempt += 1
 
@@ -163,6 +163,11 @@ class Link:
             self._channel = self._publishing = None
             with contextlib.suppress(*FAULTS):
                 await connection.close()
+
+
+def _told_to_end() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def close_quietly(connection: AbstractConnection) -> None:

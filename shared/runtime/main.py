@@ -14,6 +14,7 @@ import uvloop
 from shared.runtime import log as logging
 from shared.runtime.health import Health
 from shared.runtime.settings import ConfigError, Settings
+from shared.runtime.tasks import end
 
 log = structlog.get_logger()
 
@@ -59,9 +60,10 @@ async def background(*endless: Coroutine[Any, Any, None]) -> AsyncIterator[None]
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(_endless(each)) for each in endless]
         await asyncio.sleep(0)  # each has begun, also when the block ends at once
-        yield
-        for task in tasks:
-            task.cancel()
+        try:
+            yield
+        finally:
+            await end(*tasks)
 
 
 async def _endless(work: Coroutine[Any, Any, None]) -> None:

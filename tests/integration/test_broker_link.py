@@ -18,6 +18,7 @@ from shared.mail import codec
 from shared.runtime.errors import BrokerUnavailable
 from shared.runtime.health import Health
 from tests.integration.conftest import MESSAGE, Queues, Wire, delivery, through, until
+from tests.peers.mxdeliv import free_port
 
 pytestmark = [pytest.mark.anyio, pytest.mark.services]
 
@@ -265,3 +266,15 @@ async def test_a_broker_that_does_not_answer_while_all_is_set_up_is_tried_anew(
     async with Link(rabbitmq.url, name="test", on_up=on_up) as link:
         await asyncio.wait_for(link.wait_up(), 10)
     assert 2 == asked
+
+
+async def test_it_ends_whenever_it_is_told_to() -> None:
+    """Also amid a try to connect: one in eight rooms that were told to stop without a broker never did."""
+
+    async def ended(after: float) -> None:
+        async with Link(f"amqp://127.0.0.1:{nobody}/", name="test"):
+            await asyncio.sleep(after)
+
+    nobody = free_port()
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(ended(after / 20_000) for after in range(400)))

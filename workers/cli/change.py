@@ -11,6 +11,7 @@ import typer
 
 from shared.broker.publisher import Publisher
 from shared.fleet.change import Change, Followed, How
+from shared.runtime.tasks import end
 from shared.store.overrides import Saved
 from workers.cli import difference
 from workers.cli.frame import LATE, Fleet, Refusal, Result, actor
@@ -118,5 +119,4 @@ async def writing(fleet: Fleet, how: How) -> AsyncIterator[Writing]:
         yield Writing(Change(pool, how, connected))
     finally:
         # A refusal does not wait for the broker.
-        connecting.cancel()
-        await asyncio.gather(connecting, return_exceptions=True)
+        await end(connecting)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 from shared.broker.events import Events
 from shared.broker.link import Link
+from shared.runtime.tasks import end
 from workers.cli.frame import counted
 
 WAIT = 2.0  # seconds for the broker where only the journal is told by it
@@ -30,8 +31,7 @@ class Telling:
         try:
             yield events
         finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            await end(running)
             self.untold += await events.close()
 
     @property

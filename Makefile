@@ -47,7 +47,7 @@ format: venv  ## Put the code in form
 
 lock: venv  ## Pin the newest versions of the dependencies (needs `uv` on the PATH)
 	@uv pip compile --universal --generate-hashes --no-header --no-annotate --upgrade \
-		--group dev pyproject.toml -o requirements.lock
+		--group dev --extra traces pyproject.toml -o requirements.lock
 
 clean:  ## Remove the virtual environment and all data of the one-machine fleet
 	@rm -rf .venv .run .mypy_cache .ruff_cache .pytest_cache .hypothesis

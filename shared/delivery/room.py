@@ -21,7 +21,6 @@ from shared.store.hops import NextHops
 from shared.store.pool import Pool
 
 _QUEUES = {"https": topology.HTTPS, "smtp": topology.SMTP}
-GRACE = 25.0  # seconds to finish what runs at the end; less than Kubernetes' 30
 
 Open = Callable[[Settings, Pool, Memory], contextlib.AbstractAsyncContextManager[Deliver]]
 
@@ -54,7 +53,7 @@ def run(by: Transport, open_transport: Open) -> None:
                 url=settings.amqp_url, queue=_QUEUES[by], concurrency=settings.concurrency, deliver=actor
             )
             if await main.done_before(stop, link.wait_up()):
-                await _consume(worker, events, state, stop)
+                await _consume(worker, events, state, stop, drain=settings.drain.total_seconds())
 
     main.run(by, work)
 
@@ -80,12 +79,12 @@ async def _memory(pool: Pool) -> AsyncIterator[Memory]:
         yield memory
 
 
-async def _consume(worker: DeliveryWorker, events: Events, state: Health, stop: asyncio.Event) -> None:
+async def _consume(worker: DeliveryWorker, events: Events, state: Health, stop: asyncio.Event, *, drain: float) -> None:
     """Consume until told to stop, then finish what runs and give back what only waited."""
     worker.start()
     async with main.background(main.pulse(state), _watch(worker, state), events.run()):
         await stop.wait()
-        await worker.stop(GRACE)
+        await worker.stop(drain)
     await events.close()
 
 

@@ -106,6 +106,12 @@ class Settings(BaseModel):
         default=None, ge=1, le=1024, description="Of those, at once to one next hop; a quarter when not set"
     )
     prefetch: int = Field(default=256, ge=1, le=10_000, description="Messages a router holds at once")
+    drain: Duration = Field(
+        default=timedelta(seconds=25), description="How long deliveries in hand may take when a worker is told to stop"
+    )
+    traces: Literal["off", "otlp"] = Field(
+        default="off", description="otlp sends OpenTelemetry traces where the OTEL_EXPORTER_OTLP_* variables say"
+    )
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_addresses: bool = Field(default=False, description="Write whole addresses to the log, not only domains")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from workers.cli import admin, bulk, dead, explain, probe, queue, routers, rules, token, trace, traffic, undo
+from workers.cli import bulk, check, dead, explain, migrate, probe, queue, routers, rules, token, trace, traffic, undo
 from workers.cli.frame import USAGE, fail
 from workers.cli.send import send
 
@@ -34,8 +34,8 @@ app.command("routers", epilog="Example: pushpush routers")(routers.routers)
 app.command("trace", epilog="Example: pushpush trace someone@a.com")(trace.trace)
 app.command("traffic", epilog="Example: pushpush traffic a.com --since 7d --by hour")(traffic.traffic)
 app.command("send", epilog="Example: pushpush send hello.eml --from you@x.example --to someone@a.com")(send)
-app.command("migrate", epilog="Example: pushpush migrate")(admin.migrate)
-app.command("check", epilog="Example: pushpush check")(admin.check)
+app.command("migrate", epilog="Example: pushpush migrate")(migrate.migrate)
+app.command("check", epilog="Example: pushpush check")(check.check)
 
 
 def _version(wanted: bool) -> None:

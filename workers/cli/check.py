@@ -1,4 +1,4 @@
-"""`pushpush migrate` and `pushpush check`."""
+"""`pushpush check`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -6,29 +6,11 @@ from collections.abc import Awaitable, Callable
 from shared.delivery.resolver import Resolver
 from shared.mail.outcome import Deferred as NotNow
 from shared.mail.rule import RuleError, make_rule
-from shared.runtime.errors import FleetError, StoreUnavailable
+from shared.runtime.errors import FleetError
 from shared.store.overrides import Overrides
 from shared.store.pool import Pool
 from shared.store.routers import Routers
 from workers.cli.frame import REFUSED, Fleet, Json, Result, run, table
-
-
-def migrate(json: Json = False) -> None:
-    """Bring the database's tables to what this version needs; does nothing where they already are."""
-
-    async def work(fleet: Fleet) -> Result:
-        from sqlalchemy.exc import OperationalError  # noqa: PLC0415 - slow to load, and only needed here
-
-        from shared.store import migrate as migrations  # noqa: PLC0415
-
-        try:
-            await asyncio.to_thread(migrations.upgrade, fleet.settings.database_url)
-        except OperationalError as error:
-            raise StoreUnavailable(f"PostgreSQL is away: {' '.join(str(error.orig).split())}") from error
-        revision = migrations.head()
-        return Result(data={"revision": revision}, text=f"the database is at revision {revision}")
-
-    run("migrate", work, json=json)
 
 
 def check(json: Json = False) -> None:

@@ -18,6 +18,7 @@ from bench import delivery, journal, panel, rules
 from bench.events import events_cost
 from bench.measure import Figure, opened
 from bench.scenes import bare_library, end_to_end, idle_rooms, router_alone
+from bench.waking import waking
 
 FOLDER = Path(".run/bench")
 SCENES = (
@@ -26,6 +27,7 @@ SCENES = (
     router_alone,
     end_to_end,
     *delivery.SCENES,
+    waking,
     events_cost,
     *rules.SCENES,
     *journal.SCENES,

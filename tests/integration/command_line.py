@@ -54,10 +54,11 @@ class Ran:
 
 
 class CommandLine:
-    """Runs `pushpush` with an environment."""
+    """Runs `pushpush` with an environment, in a folder; None is ours."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self.env = dict(env)
+        self.folder: Path | None = None
 
     async def __call__(self, *words: str, stdin: bytes = b"", **env: str) -> Ran:
         """Run it."""
@@ -65,7 +66,7 @@ class CommandLine:
         with tempfile.TemporaryDirectory() as folder:
             files = {name: Path(folder) / name for name in ("in", "out", "err")}
             files["in"].write_bytes(stdin)
-            process = _START.Process(target=_command, args=(words, self.env | named, files))
+            process = _START.Process(target=_command, args=(words, self.env | named, files, self.folder))
             process.start()
             await asyncio.to_thread(process.join, 30)
             assert process.exitcode is not None, f"{words} did not end"
@@ -90,7 +91,9 @@ async def commands(settings: Settings, **env: str) -> AsyncIterator[CommandLine]
         )
 
 
-def _command(words: tuple[str, ...], env: Mapping[str, str], files: Mapping[str, Path]) -> None:
+def _command(words: tuple[str, ...], env: Mapping[str, str], files: Mapping[str, Path], folder: Path | None) -> None:
+    if folder is not None:
+        os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
     for number, name in enumerate(("in", "out", "err")):

@@ -5,7 +5,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: help venv services peers check test up demo bench screenshots format lock clean
+.PHONY: help venv services peers check test up demo bench image screenshots format lock clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ demo: services  ## Show the main job on real messages and real peers; checks wha
 bench: services  ## Measure speed, CPU and memory
 	@$(PY) -m bench
 
+image:  ## Build the container image (IMAGE=, BASE=, BUILDER=; LOCAL_BASE=1 where no registry can be reached)
+	@sh deploy/image/build.sh $(if $(LOCAL_BASE),--local-base)
+
 screenshots: services  ## Take the pictures of the panel in docs/images (needs Chromium)
 	@$(PY) -m deploy.local.screenshots
 
@@ -48,6 +51,10 @@ format: venv  ## Put the code in form
 lock: venv  ## Pin the newest versions of the dependencies (needs `uv` on the PATH)
 	@uv pip compile --universal --generate-hashes --no-header --no-annotate --upgrade \
 		--group dev --extra traces pyproject.toml -o requirements.lock
+	@uv pip compile --universal --generate-hashes --no-header --no-annotate -c requirements.lock \
+		--extra traces pyproject.toml -o deploy/image/requirements.lock
+	@echo hatchling | uv pip compile --universal --generate-hashes --no-header --no-annotate -c requirements.lock \
+		- -o deploy/image/build.lock
 
 clean:  ## Remove the virtual environment and all data of the one-machine fleet
 	@rm -rf .venv .run .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -62,7 +62,7 @@ install_as_root() {
     for package in "$@"; do
         case $package in
         rabbitmq-server) units="rabbitmq-server epmd.service epmd.socket" ;;
-        postgresql | postfix) units=$package ;;
+        postgresql | postfix | prometheus) units=$package ;;
         *) units= ;;
         esac
         for unit in $units; do systemctl disable --quiet "$unit" 2>/dev/null || true; done
@@ -168,6 +168,12 @@ have_postfix() { any_program /usr/sbin/postfix /usr/local/sbin/postfix || comman
 # The pages are tried in it.
 have_chromium() { any_program /usr/bin/chromium /usr/bin/chromium-browser /usr/bin/google-chrome; }
 
+# The image is built, and tried from inside.
+have_builder() { command -v buildah >/dev/null 2>&1 && command -v mmdebstrap >/dev/null 2>&1; }
+
+# Alerts are tried on made-up series.
+have_promtool() { command -v promtool >/dev/null 2>&1; }
+
 # Messages to try signatures on: those of Python's own tests, which Debian packs apart from its Python.
 have_corpus() { .venv/bin/python -c 'import test.test_email' 2>/dev/null; }
 
@@ -182,6 +188,8 @@ peers() {
     missing=
     have_postfix || missing=postfix
     have_chromium || missing="$missing chromium"
+    have_builder || missing="$missing buildah mmdebstrap"
+    have_promtool || missing="$missing prometheus"
     have_corpus || missing="$missing $(corpus_package 2>/dev/null || true)"
     for package in $missing; do
         # A version that is in no archive any more is not asked for on every run.

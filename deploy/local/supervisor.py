@@ -56,6 +56,17 @@ class Room:
             raise ServiceError(f"{self.name} is not running at this moment.")
         return self._process.pid
 
+    @property
+    def code(self) -> int:
+        """The exit code of the process that ended last: negative, the signal that ended it.
+
+        Raises:
+            ServiceError: it runs, or was never started.
+        """
+        if self._process is None or self._process.returncode is None:
+            raise ServiceError(f"{self.name} has not ended.")
+        return self._process.returncode
+
     async def start(self) -> None:
         """Start the process and keep it running from now on."""
         self._ending.clear()

@@ -18,7 +18,7 @@ from shared.broker.link import FAULTS, close_quietly
 
 log = structlog.get_logger()
 
-DRAIN = 20.0  # seconds to finish what is in hand; what is left then goes back to its queue
+DRAIN = 20.0  # seconds to take no more and finish what is in hand; what is left then goes back to its queue
 
 
 class Incoming:
@@ -139,17 +139,21 @@ class Consumer:
     async def drain(self) -> None:
         """Take no more, finish what is in hand, and return when the broker has every ack."""
         self._draining = True
-        channel = self._channel
-        if channel is not None and self._attached:
-            with contextlib.suppress(*FAULTS):
-                await channel.basic_cancel(self._tag)
         try:
-            await asyncio.wait_for(self._idle.wait(), DRAIN)
+            async with asyncio.timeout(DRAIN):
+                await self._cancel()
+                await self._idle.wait()
         except TimeoutError:
             log.warning("not finished in time, goes back to its queue", queue=self._queue, messages=self._in_hand)
+        channel = self._channel
         if channel is not None and not channel.is_closed:
             with contextlib.suppress(*FAULTS):
                 await self._fence(channel)
+
+    async def _cancel(self) -> None:
+        if self._channel is not None and self._attached:
+            with contextlib.suppress(*FAULTS):
+                await self._channel.basic_cancel(self._tag)
 
     async def _fence(self, channel: aiormq.Channel) -> None:
         """Make sure that acks are in the queue before the channel closes.

@@ -1,8 +1,9 @@
-"""How many messages are ready in each queue of the broker."""
+"""How many messages are ready in each queue of the broker, and who takes them."""
 
 import asyncio
 from typing import cast
 
+import msgspec
 from aiormq import Channel
 from aiormq.exceptions import ChannelNotFoundEntity
 
@@ -13,6 +14,13 @@ from shared.runtime.errors import BrokerUnavailable
 
 COUNTED = (*topology.QUEUES, topology.JOURNAL)
 _PATIENCE = 2.0  # seconds for the broker; a person waits
+
+
+class Queue(msgspec.Struct, frozen=True):
+    """One queue: messages that are ready in it, and how many consumers it has."""
+
+    ready: int
+    consumers: int
 
 
 class Depths:
@@ -30,21 +38,30 @@ class Depths:
         Raises:
             BrokerUnavailable: RabbitMQ is away, or does not answer.
         """
+        return {name: queue.ready for name, queue in (await self.queues()).items()}
+
+    async def queues(self) -> dict[str, Queue]:
+        """Return the queues by name; one that is not there is not in it.
+
+        Raises:
+            BrokerUnavailable: RabbitMQ is away, or does not answer.
+        """
         ours = self._link.publishing
         if ours is None:
             raise BrokerUnavailable("RabbitMQ is away, so its queues cannot be counted")
         try:
             async with asyncio.timeout(_PATIENCE), self._turn:
-                counted = [(name, await self._depth(name, ours)) for name in COUNTED]
-                return {name: depth for name, depth in counted if depth is not None}
+                counted = [(name, await self._queue(name, ours)) for name in COUNTED]
+                return {name: queue for name, queue in counted if queue is not None}
         except BaseException as error:
             if not lost(error, ours):
                 raise
             raise BrokerUnavailable(f"RabbitMQ did not count its queues: {error!r}") from error
 
-    async def _depth(self, name: str, ours: Channel) -> int | None:
+    async def _queue(self, name: str, ours: Channel) -> Queue | None:
         try:
-            return (await (await self._opened(ours)).queue_declare(name, passive=True)).message_count or 0
+            declared = await (await self._opened(ours)).queue_declare(name, passive=True)
+            return Queue(declared.message_count or 0, declared.consumer_count or 0)
         except ChannelNotFoundEntity:
             return None  # and the broker has closed the channel
 

@@ -19,6 +19,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import AMQPError
 
 from shared.broker import tolerant, topology
+from shared.broker.contact import why
 from shared.runtime.health import Health
 from shared.runtime.tasks import end
 
@@ -34,7 +35,11 @@ OnUp = Callable[[AbstractConnection], Awaitable[None]]
 
 
 class Link:
-    """A connection with one channel to publish on, and consumers of the owner's making."""
+    """A connection with one channel to publish on, and consumers of the owner's making.
+
+    Attributes:
+        why: Why it could not be made, the last time that it was tried; "" when it could, or was not tried yet.
+    """
 
     def __init__(
         self,
@@ -63,6 +68,7 @@ class Link:
         self._publishing: aiormq.Channel | None = None
         self._up = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self.why = ""
 
     async def __aenter__(self) -> Self:
         """Start connecting in the background; does not wait for the broker."""
@@ -115,9 +121,7 @@ class Link:
                     attempt = 0
                     continue
             except FAULTS as error:
-                if attempt == 0:
-                    log.warning("broker unreachable, trying on", error=repr(error))
-                self._health.ill("broker", f"cannot connect: {error!r}")
+                self._unreachable(error, first=attempt == 0)
             except asyncio.CancelledError as error:
                 if _told_to_end():
                     raise
@@ -131,6 +135,13 @@ class Link:
                 return
             await asyncio.sleep(RETRY[min(attempt, len(RETRY) - 1)])
             attempt += 1
+
+    def _unreachable(self, error: BaseException, *, first: bool) -> None:
+        """Say once in the log, and in the health as long as it is so, why there is no connection."""
+        before, (self.why, refused) = self.why, why(error, self._url)
+        if first or (refused and self.why != before):
+            log.warning("broker unreachable, trying on", error=self.why)
+        self._health.ill("broker", self.why, refused=refused)
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[asyncio.Future[object]]:
@@ -154,6 +165,7 @@ class Link:
                 self._publishing = cast("aiormq.Channel", await channel.get_underlay_channel())
                 if self._on_up is not None:
                     await self._on_up(connection)
+            self.why = ""
             self._health.well("broker")
             self._up.set()
             log.info("broker connected")

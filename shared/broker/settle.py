@@ -11,6 +11,7 @@ from typing import Protocol, assert_never
 
 import msgspec
 import structlog
+from prometheus_client import Counter
 
 from shared.broker import topology
 from shared.broker.publisher import Publisher
@@ -26,6 +27,8 @@ from shared.runtime.errors import BrokerUnavailable, StoreUnavailable
 
 log = structlog.get_logger()
 
+_REPORTS = Counter("pushpush_reports_total", "Reports to senders, by what they say", ["action"])
+_SET_ASIDE = Counter("pushpush_set_aside_total", "Messages that could not be read or settled, kept as dead letters")
 _COURTESY = 20.0  # seconds: a broker that is short of memory confirms nothing, and the job waits
 _PAUSE = 0.5  # seconds between two tries
 _HEADERS = 60_000  # characters of headers that certainly fit into a frame (frame_max is 128 KiB)
@@ -199,7 +202,6 @@ class Settler:
         Raises:
             BrokerUnavailable: It was not confirmed.
         """
-        log.error("undecodable", id=message_id, reason=reason, size=len(data))
         # The id is a header field here: one sender may give many messages the same, and the property must be unique.
         if len(repr(headers)) > _HEADERS:
             # With the reason they would exceed a frame, and the broker would end the connection. They go before it.
@@ -212,6 +214,8 @@ class Settler:
             headers = {}
         kept = {**headers, "reason": reason} | ({"message_id": message_id} if message_id else {})
         await self._publisher.raw(topology.UNDECODABLE, data, headers=kept, content_type=content_type)
+        _SET_ASIDE.inc()
+        log.error("undecodable", id=message_id, reason=reason, size=len(data))
 
     async def _do(self, verdict: Disposition, part: Delivery, message: bytes) -> None:
         """Do what was decided for some recipients, but for reports: those are of many verdicts."""
@@ -263,9 +267,22 @@ class Settler:
             dsn.compose(report, message),
             message_id=report.id,
             content_type=codec.CONTENT_TYPE,
-            headers={"mail_from": "", "rcpt_to": [delivery.envelope.mail_from], "smtputf8": report.smtputf8},
+            headers={
+                "mail_from": "",
+                "rcpt_to": [delivery.envelope.mail_from],
+                "smtputf8": report.smtputf8,
+                **delivery.envelope.trace,
+            },
         )
-        log.info("reported", id=delivery.id, action=report.action, recipients=len(recipients), report=report.id)
+        _REPORTS.labels(report.action).inc()
+        log.info(
+            "reported",
+            id=delivery.id,
+            recipient=delivery.domain,
+            recipients=len(recipients),
+            action=report.action,
+            report=report.id,
+        )
         told = reported(delivery, recipients, room=self._room, action=report.action, report=report.id, at=report.now)
         self._emit(told)
 

@@ -19,9 +19,10 @@ from shared.mail import codec, event, trace
 from shared.mail.disposition import Bounce, Disposition, Done, Drop, FallBack, NextTarget, RetryAt, Wait, decide
 from shared.mail.envelope import Delivery
 from shared.mail.event import Emit, to_nobody
-from shared.mail.outcome import Busy, Deferred, Outcome
+from shared.mail.outcome import Busy, Deferred, Delivered, Outcome
 from shared.mail.reply import Reply
 from shared.mail.retry import Schedule
+from shared.runtime import tracing
 from shared.runtime.chance import Dice, spread
 from shared.runtime.clock import Clock, now
 from shared.runtime.errors import BrokerUnavailable, StoreUnavailable
@@ -38,7 +39,18 @@ ATTEMPT = 900.0
 _ANY_REPLY = Reply(code=0)
 _PAUSE = 1.0  # seconds between two tries to settle
 _OUTCOMES = Counter("pushpush_outcomes_total", "What became of recipients", ["transport", "outcome"])
-_SECONDS = Histogram("pushpush_delivery_seconds", "From the start of an attempt to its outcome", ["transport"])
+_SECONDS = Histogram(
+    "pushpush_delivery_seconds",
+    "From the start of an attempt to its outcome",
+    ["transport"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, ATTEMPT),
+)
+_AGE = Histogram(
+    "pushpush_delivered_age_seconds",
+    "From the moment that the fleet took a message to its delivery to a recipient",
+    ["transport"],
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 900, 3_600, 14_400, 86_400, 432_000),
+)
 
 Transport = Literal["https", "smtp"]
 
@@ -75,6 +87,7 @@ class Actor:
     ) -> None:
         """Deliver by a transport; `hostname` signs the Received field, `large` bounds the stored bodies in hand."""
         self._by = by
+        self._span = f"deliver {by}"
         self._transport = transport
         self._settler = settler
         self._bodies = bodies
@@ -84,6 +97,7 @@ class Actor:
         self._log_addresses = log_addresses
         # Looked up once: finding a metric by its labels costs more than counting.
         self._seconds = _SECONDS.labels(by)
+        self._age = _AGE.labels(by)
         self._counts = {kind: _OUTCOMES.labels(by, kind.__name__.lower()) for kind in get_args(Outcome)}
         self._now = clock
         self._dice = dice
@@ -192,6 +206,21 @@ class Actor:
 
     async def _attempt(self, delivery: Delivery, message: bytes) -> tuple[Mapping[str, Outcome], int]:
         """Try once; return what became of each recipient, and the milliseconds that it took."""
+        with tracing.span(
+            self._span,
+            delivery.envelope.trace,
+            kind="CLIENT",
+            id=delivery.id,
+            transport=self._by,
+            domain=delivery.domain,
+            attempt=delivery.attempts + 1,
+        ) as span:
+            outcomes, ms = await self._try(delivery, message)
+            kinds = sorted({type(each).__name__.lower() for each in outcomes.values()})
+            span.end(",".join(kinds), well="delivered" in kinds)
+        return outcomes, ms
+
+    async def _try(self, delivery: Delivery, message: bytes) -> tuple[Mapping[str, Outcome], int]:
         began = time.monotonic()
         try:
             stamped = trace.received(delivery, self._hostname) + message
@@ -279,6 +308,8 @@ class Actor:
     def _tell(self, delivery: Delivery, recipient: str, outcome: Outcome, seconds: float) -> None:
         kind = type(outcome)
         self._counts[kind].inc()
+        if kind is Delivered:
+            self._age.observe(max(0.0, (self._now() - delivery.envelope.accepted_at).total_seconds()))
         reply, route = outcome.reply, delivery.route
         log.info(
             kind.__name__.lower(),

@@ -60,12 +60,16 @@ def run(by: Transport, open_transport: Open) -> None:
 
 @contextlib.asynccontextmanager
 async def _parts(by: Transport, settings: Settings) -> AsyncIterator[tuple[Health, Pool, Link]]:
-    state = Health("broker", "queue")
+    # Without the store deliveries go on, and what must be tried again waits in limbo.
+    state = Health("broker", "queue", once=("store",))
     pool = Pool(settings.database_url, name=by)
     await pool.open()
     stop_serving = health.serve(state, host=settings.metrics_host, port=settings.metrics_port)
     try:
-        async with Link(settings.amqp_url, name=by, health=state) as link:
+        async with (
+            Link(settings.amqp_url, name=by, health=state) as link,
+            main.background(main.pulse(state), pool.watch(state)),
+        ):
             yield state, pool, link
     finally:
         stop_serving()
@@ -82,7 +86,7 @@ async def _memory(pool: Pool) -> AsyncIterator[Memory]:
 async def _consume(worker: DeliveryWorker, events: Events, state: Health, stop: asyncio.Event, *, drain: float) -> None:
     """Consume until told to stop, then finish what runs and give back what only waited."""
     worker.start()
-    async with main.background(main.pulse(state), _watch(worker, state), events.run()):
+    async with main.background(_watch(worker, state), events.run()):
         await stop.wait()
         await worker.stop(drain)
     await events.close()

@@ -22,6 +22,9 @@ _MAX_REASON = 500  # characters; it travels in an AMQP header, beside the ones t
 _ID = re.compile(r"[!-'*-;=?-~]{1,200}")  # it stands in a header field, so no blanks, brackets or control characters
 _XTEXT = re.compile(r"[!-~]{1,100}")  # RFC 3461 4.4, already encoded
 _NOTIFY = re.compile(r"NEVER|(?:SUCCESS|FAILURE|DELAY)(?:,(?:SUCCESS|FAILURE|DELAY))*")
+# W3C Trace Context 3.2.2 and 3.3.1.3; an id of zeros only is none.
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACESTATE = re.compile(r"[ -~]{1,512}")
 _RET: Mapping[str, Ret] = {"FULL": "FULL", "HDRS": "HDRS"}
 
 _encode = msgspec.json.Encoder().encode
@@ -101,6 +104,7 @@ def from_ingress(
             ret=_ret(headers),
             notify=_matching(headers, "notify", _NOTIFY),
             body_ref=_matching(headers, "body_ref", _ID),
+            **_trace(headers),
         )
     except ValueError as error:
         raise DecodeError(str(error), body) from error
@@ -177,6 +181,15 @@ def _matching(headers: Mapping[str, object], name: str, form: re.Pattern[str]) -
     if not form.fullmatch(value):
         raise ValueError(f"{name} is malformed: {value[:80]!r}")
     return value
+
+
+def _trace(headers: Mapping[str, object]) -> dict[str, str]:
+    """Return the trace context of the sender; one that cannot be read is none, and the mail goes on."""
+    parent, state = headers.get("traceparent"), headers.get("tracestate")
+    if not isinstance(parent, str) or not _TRACEPARENT.fullmatch(parent):
+        return {}
+    known = isinstance(state, str) and _TRACESTATE.fullmatch(state) is not None
+    return {"traceparent": parent} | ({"tracestate": str(state)} if known else {})
 
 
 def _ret(headers: Mapping[str, object]) -> Ret | None:

@@ -27,6 +27,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         ret: How much of the message a report gives back (RFC 3461 4.3).
         notify: When to report (RFC 3461 4.1), for example `NEVER` or `FAILURE,DELAY`; None for the default.
         body_ref: The id of the stored body, when it is too large to travel along.
+        traceparent: The W3C trace context that its spans belong to; nothing of the mail depends on it.
+        tracestate: What comes with it.
     """
 
     id: str
@@ -38,6 +40,15 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ret: Ret | None = None
     notify: str | None = None
     body_ref: str | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+
+    @property
+    def trace(self) -> dict[str, str]:
+        """The trace context, as it stands in headers; empty when there is none."""
+        if self.traceparent is None:
+            return {}
+        return {"traceparent": self.traceparent} | ({"tracestate": self.tracestate} if self.tracestate else {})
 
     @property
     def is_report(self) -> bool:

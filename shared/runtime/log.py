@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any, Literal
 
 import msgspec
@@ -33,8 +34,13 @@ def set_up(*, form: Literal["json", "text"], level: str, room: str) -> None:
         level: The least level written: debug, info, warning or error.
         room: The name of the room, on every line.
     """
+
+    def named(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        # Not by a context variable: jobs come from threads that have none.
+        return {**event, "room": room}
+
     shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
+        named,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -45,7 +51,6 @@ def set_up(*, form: Literal["json", "text"], level: str, room: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(room=room)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

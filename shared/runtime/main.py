@@ -12,6 +12,7 @@ import structlog
 import uvloop
 
 from shared.runtime import log as logging
+from shared.runtime import tracing
 from shared.runtime.health import Health
 from shared.runtime.settings import ConfigError, Settings
 from shared.runtime.tasks import end
@@ -50,8 +51,11 @@ def run(room: str, work: Callable[[Settings, asyncio.Event], Awaitable[None]]) -
         await work(settings, stop)
         log.info("stopped")
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main())
+    try:
+        with tracing.running(settings, room), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+    except ConfigError as error:
+        sys.exit(_refusal(room, error))
 
 
 @contextlib.asynccontextmanager

@@ -6,11 +6,16 @@ import enum
 from collections.abc import AsyncIterator, Iterator
 
 import psycopg
+import structlog
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from shared.runtime.errors import StoreUnavailable
+from shared.runtime.health import Health
+from shared.store.contact import Noting, away
+
+log = structlog.get_logger()
 
 Connection = AsyncConnection[TupleRow]
 # Every error of the database counts as "away": whatever it is, what was to be stored must be kept elsewhere and tried
@@ -18,6 +23,7 @@ Connection = AsyncConnection[TupleRow]
 _AWAY = (psycopg.Error, PoolTimeout, PoolClosed, OSError)
 PATIENCE = 30.0  # seconds for a transaction; a server that is frozen rather than down never answers
 CHECK = 2.0  # seconds in which a connection has to answer before it is given to anybody
+LOOK = 5.0  # seconds between two looks whether the store is there, for the health
 _GRACE = 0.2  # of the patience more, in which the server may end what it was asked to; then the connection is dropped
 
 
@@ -43,8 +49,10 @@ class Pool:
         self._size = size
         self._patience = patience
         self._used = 0
+        self._why: StoreUnavailable | None = None  # the last connection could not be made
         self._pool = AsyncConnectionPool(
             url,
+            connection_class=Noting,
             min_size=1,
             max_size=size,
             timeout=timeout,
@@ -54,6 +62,7 @@ class Pool:
             check=_answering,
             reset=_ready_for_transactions,
             kwargs={
+                "note": self._note,
                 "application_name": f"pushpush {name}",
                 # Compiling a statement takes longer than any of ours runs: 200 ms for the delta of a rule change.
                 "options": "-c jit=off",
@@ -73,6 +82,34 @@ class Pool:
     async def close(self) -> None:
         """Close every connection."""
         await self._pool.close()
+
+    async def watch(self, health: Health) -> None:
+        """Tell the health, as `store`, whether PostgreSQL is there with our tables; never ends."""
+        told: str | None = ""  # what was logged last; None when it was that all is well
+        why: str | None
+        while True:
+            try:
+                async with self.statement() as connection:
+                    await connection.execute("SELECT FROM deferred LIMIT 0")
+            except StoreUnavailable as error:
+                health.ill("store", str(error), refused=error.refused)
+                why = str(error)
+                if why != told:
+                    log.warning("PostgreSQL cannot be used, trying on", error=why)
+            else:
+                health.well("store")
+                why = None
+                if told is not None:
+                    log.info("PostgreSQL connected")
+            told = why
+            await asyncio.sleep(LOOK if why is None else 1)
+
+    def _told(self, error: PoolTimeout) -> StoreUnavailable:
+        """Return why there is no connection: the pool only says that it has none."""
+        return away(error) if self._why is None else StoreUnavailable(str(self._why), refused=self._why.refused)
+
+    def _note(self, why: StoreUnavailable | None) -> None:
+        self._why = why
 
     @contextlib.asynccontextmanager
     async def transaction(self, *, patience: float | _Default | None = _Default.OURS) -> AsyncIterator[Connection]:
@@ -110,7 +147,7 @@ class Pool:
                         self._used -= 1
             except PoolTimeout as error:
                 if self._used < self._size:
-                    raise
+                    raise self._told(error) from error
                 raise StoreUnavailable(f"all {self._size} connections to PostgreSQL are in use") from error
 
 
@@ -154,6 +191,4 @@ def _as_ours() -> Iterator[None]:
     except psycopg.errors.UndefinedTable as error:
         raise StoreUnavailable("the tables are not there yet: run `pushpush migrate`") from error
     except _AWAY as error:
-        raise StoreUnavailable(
-            f"PostgreSQL is away, or refuses: {str(error).strip() or type(error).__name__}"
-        ) from error
+        raise away(error) from error

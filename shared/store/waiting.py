@@ -1,11 +1,13 @@
 """Waiting mail as operators see it and end it: its ages by domain, and a hold on what they take out for good."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Final, Literal
 
 import msgspec
+from psycopg import sql
 from psycopg.rows import class_row
 
 from shared.store.bodies import REPORTED
@@ -43,6 +45,26 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     oldest: datetime
     next_attempt_at: datetime
 
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """What waits, in numbers; the times are the database's.
+
+    Attributes:
+        counts: Deliveries younger than the first border, between two of them, older than the last.
+        oldest: How long ago the oldest of them was accepted.
+        overdue: How long ago the first of them that is due should have been handed out.
+    """
+
+    counts: list[int]
+    oldest: timedelta
+    overdue: timedelta
+
+
+_ENDS: Final = """
+    SELECT extract(epoch FROM greatest(now() - coalesce(min(accepted_at), now()), interval '0'))::float8,
+           extract(epoch FROM greatest(now() - coalesce(min(next_attempt_at), now()), interval '0'))::float8
+    FROM deferred
+"""
 
 By = Literal["domain", "target", "answer"]
 _NAMES: Final[dict[str, str]] = {
@@ -111,6 +133,30 @@ class WaitingMail:
                 {**values, "borders": borders, "limit": limit},
             )
             return await cursor.fetchall()
+
+    async def standing(self, ages: Sequence[timedelta]) -> Standing:
+        """Return how much waits by age, over the whole table: it is read from an index, without a row.
+
+        Args:
+            ages: The borders between the ages that are counted, the youngest first.
+
+        Raises:
+            StoreUnavailable: It cannot be known.
+        """
+        async with self._pool.transaction() as connection, connection.cursor() as cursor:
+            older = [
+                sql.SQL(", count(*) FILTER (WHERE accepted_at <= now() - {}::interval)").format(each) for each in ages
+            ]
+            counting = sql.SQL("SELECT count(*){} FROM deferred").format(sql.Composed(older))
+            await cursor.execute(counting)
+            counted = [*(await cursor.fetchone() or ()), 0]
+            await cursor.execute(_ENDS)
+            oldest, overdue = await cursor.fetchone() or (0.0, 0.0)
+        return Standing(
+            counts=[more - less for more, less in pairwise(counted)],
+            oldest=timedelta(seconds=oldest),
+            overdue=timedelta(seconds=overdue),
+        )
 
     async def stats(self, *, by: By, selection: Selection = EVERYTHING, limit: int = 20) -> list[Share]:
         """Return what waits alike, the most first."""

@@ -163,6 +163,12 @@ class World:
 @pytest.fixture
 async def world(rabbitmq: RabbitMQ, postgres: PostgreSQL, tmp_path: Path) -> World:
     """Empty queues and empty tables."""
+    await empty(rabbitmq, postgres)
+    return World(rabbitmq, postgres, tmp_path)
+
+
+async def empty(rabbitmq: RabbitMQ, postgres: PostgreSQL) -> None:
+    """Remove what is left of an earlier test."""
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute("DELETE FROM dns_overrides")
         connection.execute(f"TRUNCATE {TABLES}")
@@ -172,7 +178,6 @@ async def world(rabbitmq: RabbitMQ, postgres: PostgreSQL, tmp_path: Path) -> Wor
         await topology.declare_events(cast("Channel", await channel.get_underlay_channel()))
         for name in (*topology.QUEUES, topology.JOURNAL):
             await (await channel.get_queue(name, ensure=False)).purge()
-    return World(rabbitmq, postgres, tmp_path)
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ class Process:
         self.url = f"http://127.0.0.1:{port}"
         self.metrics_url = f"http://127.0.0.1:{metrics_port}"
 
-    async def ended(self, *, within: float = 20) -> tuple[int | None, str]:
+    async def ended(self, *, within: float = 60) -> tuple[int | None, str]:
         """Return its exit code, and what it wrote."""
         async with asyncio.timeout(within):
             _, err = await self.process.communicate()
@@ -79,7 +79,7 @@ async def test_it_tells_no_secrets(settings: Settings, pool: Pool) -> None:
     secret = await Tokens(pool).make("ann", "admin", by="test", via="cli")
     wrong = f"pp_{'w' * 43}"
     async with started(settings) as panel:
-        await until(lambda: answers(f"{panel.url}/login"), within=20)
+        await until(lambda: answers(f"{panel.url}/login"), within=60)
         async with httpx.AsyncClient(base_url=panel.url, trust_env=False) as client:
             for token in (secret, ADMIN_TOKEN, wrong, "a guess"):
                 await client.get("/api/v1/session", headers={"Authorization": f"Bearer {token}"})
@@ -99,7 +99,7 @@ async def test_it_is_ready_without_broker_and_database(settings: Settings) -> No
     """That is when it is looked at; and it ends when it is told to."""
     away = {"database_url": "postgresql://nobody@127.0.0.1:9/none", "amqp_url": "amqp://127.0.0.1:9/"}
     async with started(settings, **away) as panel:
-        await until(lambda: answers(f"{panel.metrics_url}/readyz"), within=20)
+        await until(lambda: answers(f"{panel.metrics_url}/readyz"), within=60)
         panel.process.terminate()
         assert 0 == (await panel.ended())[0]
 

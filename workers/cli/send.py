@@ -10,6 +10,7 @@ from shared.broker import topology
 from shared.delivery.large import TRAVELS
 from shared.mail import codec
 from shared.mail.envelope import Envelope
+from shared.runtime import tracing
 from shared.runtime.chance import new_id
 from shared.runtime.clock import now
 from shared.runtime.errors import StoreUnavailable
@@ -34,13 +35,17 @@ def send(
         )
         publisher = await fleet.publisher()
         stored = await _stored(fleet, envelope, body)
-        await publisher.raw(
-            topology.OUTBOUND,
-            b"" if stored else body,
-            message_id=envelope.id,
-            content_type=codec.CONTENT_TYPE,
-            headers=headers | stored,
-        )
+        with (
+            tracing.running(fleet.settings, "cli"),
+            tracing.span("send", {}, kind="PRODUCER", id=envelope.id) as span,
+        ):
+            await publisher.raw(
+                topology.OUTBOUND,
+                b"" if stored else body,
+                message_id=envelope.id,
+                content_type=codec.CONTENT_TYPE,
+                headers={**headers, **stored, **span.carrier},
+            )
         data = {"id": envelope.id, "size": len(body), "rcpt_to": envelope.rcpt_to}
         return Result(data=data, text=f"accepted as {envelope.id}, {len(body)} bytes")
 

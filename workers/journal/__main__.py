@@ -68,7 +68,7 @@ async def look(journal: Journal, state: Health) -> None:
             await journal.prepare(now())
             state.well("store")
         except StoreUnavailable as error:
-            state.ill("store", str(error))
+            state.ill("store", str(error), refused=error.refused)
         await asyncio.sleep(LOOK)
 
 

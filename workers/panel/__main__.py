@@ -31,17 +31,18 @@ PRUNE = 600.0  # seconds between two prunings
 
 async def work(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until told to stop."""
-    # Neither broker nor store is a need: a panel that is taken out of service cannot tell that they are away.
-    state = health.Health("web")
+    # Neither broker nor store is a need: a panel that is taken out of service cannot tell that they are away. One that
+    # they refuse has a wrong secret, and tells nobody anything.
+    state = health.Health("web", told=("broker", "store"))
     pool = Pool(settings.database_url, name="panel", size=CONNECTIONS, timeout=PATIENCE, patience=ANSWER)
     await pool.open()
     stop_serving = health.serve(state, host=settings.metrics_host, port=settings.metrics_port)
     try:
-        async with Link(settings.amqp_url, name="panel") as link:
+        async with Link(settings.amqp_url, name="panel", health=state) as link:
             events = Events(link, room="operator")
             fleet = Fleet(settings, pool, link, emit=events)
             serving = _server(settings, fleet)
-            async with main.background(main.pulse(state), events.run(), prune(fleet.sessions)):
+            async with main.background(main.pulse(state), pool.watch(state), events.run(), prune(fleet.sessions)):
                 await _serve(serving, state, stop)
             await events.close()
     finally:

@@ -39,7 +39,7 @@ _HEARTBEAT = 10  # seconds: a router that hangs is cut off soon, and only then a
 
 async def work(settings: Settings, stop: asyncio.Event) -> None:
     """Route until told to stop, then finish what is in hand and sign out."""
-    state = health.Health("broker", "rules")
+    state = health.Health("broker", "rules", once=("store",))
     pool = Pool(settings.database_url, name="router")
     rules = Rules()
     name = f"{settings.instance}-{os.getpid()}-{new_id()[:6]}"  # in containers every process has the same pid
@@ -84,7 +84,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
     ]
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.on_signal)
     try:
-        async with main.background(main.pulse(state)):
+        async with main.background(main.pulse(state), pool.watch(state)):
             await _serve(link, reloader, consumers, stop, events=events, deaf=deaf)
     finally:
         stop_serving()
@@ -134,8 +134,7 @@ async def _serve(
     async with link:
         async with main.background(reloader.beat(), reloader.keep(), _watch(link, deaf), events.run()):
             await stop.wait()
-            for consumer in consumers:
-                await consumer.drain()
+            await asyncio.gather(*(consumer.drain() for consumer in consumers))
         await events.close()
     await reloader.leave()
 

@@ -1,12 +1,13 @@
 """One message through the router: read, look up, publish a delivery per next hop, confirmed; then ack."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
 import msgspec
 import structlog
-from prometheus_client import Counter
+from prometheus_client import Counter, Histogram
 
 from shared.broker import topology
 from shared.broker.consumer import Incoming
@@ -23,9 +24,11 @@ from shared.mail.outcome import Busy
 from shared.mail.reply import Reply
 from shared.mail.retry import Schedule
 from shared.mail.route import Route
+from shared.runtime import tracing
 from shared.runtime.chance import new_id
 from shared.runtime.clock import now
 from shared.runtime.errors import BrokerUnavailable, FleetError, StoreUnavailable
+from shared.runtime.tracing import Span
 from shared.store.bodies import Bodies
 from workers.router.plan import plan, refusal
 from workers.router.rules import Rules
@@ -35,7 +38,15 @@ log = structlog.get_logger()
 _MENDING = 300.0  # seconds before mail under a malformed rule is looked at again
 _PAUSE = 1.0  # seconds before a message that could not be routed is tried again
 _ROUTED = Counter("pushpush_routed_total", "Messages routed", ["queue"])
+_SECONDS = Histogram(
+    "pushpush_routing_seconds",
+    "From taking a message to its acknowledgement, with all tries while a queue or the store is away",
+    ["queue"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600),
+)
+_REFUSED = Counter("pushpush_refused_total", "Messages that go back to their sender unrouted, with a report")
 _OUTBOUND, _REROUTE = _ROUTED.labels(topology.OUTBOUND), _ROUTED.labels(topology.REROUTE)
+_OUTBOUND_SECONDS, _REROUTE_SECONDS = _SECONDS.labels(topology.OUTBOUND), _SECONDS.labels(topology.REROUTE)
 
 
 class _Taken:
@@ -49,6 +60,7 @@ class _Taken:
         again: It has been routed before.
         size: Of the message, in bytes; 0 when that is not known here.
         header_id: Its Message-ID field.
+        span: Of its trace, once it could be read.
     """
 
     def __init__(self, *, again: bool = False) -> None:
@@ -59,6 +71,20 @@ class _Taken:
         self.offered = False
         self.size = 0
         self.header_id = ""
+        self.span: Span | None = None
+
+    def traced(self, envelope: Envelope) -> Envelope:
+        """Begin the span of all tries, below the sender's or that of the first time; return what belongs to it."""
+        if self.span is None:
+            self.span = tracing.span("route", envelope.trace, id=envelope.id, again=self.again)
+        carrier = self.span.carrier
+        # All attempts are below the span of the first routing: a trace of five days is broad, not deep.
+        return envelope if self.again or carrier == envelope.trace else msgspec.structs.replace(envelope, **carrier)
+
+    def end(self) -> None:
+        """End what was begun for it."""
+        if self.span is not None:
+            self.span.end()
 
 
 class Handler:
@@ -92,7 +118,7 @@ class Handler:
 
     async def outbound(self, message: Incoming) -> None:
         """Take a message as it came in (CONTRACT, design 4.1)."""
-        taken = _Taken()
+        taken, began = _Taken(), time.monotonic()
         try:
             await self._settled(message, partial(self._route_new, taken=taken))
         finally:  # it is cancelled when its channel ends
@@ -102,16 +128,23 @@ class Handler:
                 ending = asyncio.create_task(end(self._bodies, taken.stored, taken.stored.rcpt_to))
                 self._ending.add(ending)
                 ending.add_done_callback(self._ending.discard)
+            taken.end()
         _OUTBOUND.inc()
+        _OUTBOUND_SECONDS.observe(time.monotonic() - began)
 
     async def reroute(self, message: Incoming) -> None:
         """Take a delivery that is due again; the rules of this moment apply."""
-        await self._settled(message, partial(self._route_again, taken=_Taken(again=True)))
+        taken, began = _Taken(again=True), time.monotonic()
+        try:
+            await self._settled(message, partial(self._route_again, taken=taken))
+        finally:
+            taken.end()
         _REROUTE.inc()
+        _REROUTE_SECONDS.observe(time.monotonic() - began)
 
     async def _route_new(self, message: Incoming, *, taken: _Taken) -> None:
         envelope, body, reply = await self._read(message, taken)
-        envelope = without(envelope, taken.done)
+        envelope = taken.traced(without(envelope, taken.done))
         if reply is not None:
             await self._refuse(envelope, body, reply, taken)
             return
@@ -160,6 +193,7 @@ class Handler:
 
     async def _route_again(self, message: Incoming, *, taken: _Taken) -> None:
         delivery, body = codec.decode(message.body)
+        taken.traced(delivery.envelope)
         if delivery.retry_at is not None and delivery.retry_at > now():
             # It comes from limbo, where it waited because the store was away.
             await self._settler.park(delivery, body, delivery.retry_at)
@@ -208,9 +242,9 @@ class Handler:
 
     async def _publish_or_park(self, delivery: Delivery, body: bytes) -> None:
         if (fault := delivery.route.fault()) is not None:
-            log.error("mail waits for a rule to be mended", id=delivery.id, domain=delivery.domain, fault=fault)
             waiting = delivery.but(route=Route(version=delivery.route.version))
             busy = Busy(Reply(code=451, enhanced="4.3.5", text=fault), _MENDING)
+            log.error("mail waits for a rule to be mended", **_told(delivery, busy.reply))
             verdict = decide(waiting, busy, by="smtp", schedule=self._schedule, now=now(), spread=0)
             await self._settle(waiting, body, verdict)
             return
@@ -218,13 +252,16 @@ class Handler:
         await self._publisher.delivery(queue, delivery, body)
 
     async def _refuse(self, envelope: Envelope, body: bytes, reply: Reply, taken: _Taken) -> None:
-        log.warning("refused", id=envelope.id, code=reply.code, enhanced=reply.enhanced, reply=reply.text)
         verdict = give_up(envelope, reply, expired=False)
         for each in plan(envelope, self._rules.book):
             at = now()
             await self._settle(each, body, verdict)
             self._emit(routed(each, at=at, again=False, size=taken.size, header_id=taken.header_id))
             taken.done.update(each.envelope.rcpt_to)
+            log.warning("refused", **_told(each, reply))
+        if taken.span is not None:
+            taken.span.end("refused", well=False)
+        _REFUSED.inc()
 
     async def _settle(self, delivery: Delivery, body: bytes, verdict: Disposition) -> None:
         """Settle what goes to no worker, for all its recipients."""
@@ -262,3 +299,18 @@ class Handler:
             )
             if isinstance(error, BodyGoneError):
                 self._emit(unrouted(error.envelope, error.recipients, reason=str(error), at=now(), size=0))
+
+
+def _told(delivery: Delivery, reply: Reply) -> dict[str, object]:
+    """Return the fields of a line about a delivery that goes to no worker, by the names that workers use."""
+    return {
+        "id": delivery.id,
+        "recipient": delivery.domain,
+        "transport": None,
+        "rule": delivery.route.key or None,
+        "version": delivery.route.version,
+        "attempt": delivery.attempts,
+        "code": reply.code,
+        "enhanced": reply.enhanced or None,
+        "reply": reply.text,
+    }

@@ -26,6 +26,9 @@ log = structlog.get_logger()
 _RECONNECT = 5.0  # seconds to read the rules anew before routing goes on after a reconnect; the poll sees to the rest
 POLL = 30.0  # seconds between two looks at the released version
 _APPLIED = Gauge("pushpush_rules_version", "Version of the rules that this router has applied")
+_RELEASED = Gauge("pushpush_rules_released_version", "Version of the rules that was released, as this router knows it")
+_LAG = Gauge("pushpush_rules_lag_versions", "Released versions that this router has not applied")
+_LAG_SECONDS = Gauge("pushpush_rules_lag_seconds", "Since this router has known of a version that it has not applied")
 _COUNT = Gauge("pushpush_rules", "Rules in use")
 _RELOAD = Histogram("pushpush_reload_seconds", "From the reload's cause to the version written as applied")
 
@@ -58,6 +61,9 @@ class Reloader:
         self._reporting = asyncio.Lock()
         self._applied: tuple[int, object] = (0, None)  # version and mark
         self._histories = 0  # how often the database turned out to have another history
+        self._released = 0
+        self._behind_since: float | None = None
+        _LAG_SECONDS.set_function(self._lag)
 
     async def start(self) -> None:
         """Sign in and load the rules for the first time; try until it works.
@@ -130,6 +136,7 @@ class Reloader:
         async with self._lock:
             before = self._rules.book if self._rules.loaded else None
             after = await self._newest(before)
+            self._compare(after.version)
             if after is not before:
                 self._rules.swap(after)
             histories = self._histories
@@ -143,11 +150,27 @@ class Reloader:
             await self._report()
             milliseconds = (time.monotonic() - began) * 1000
             _APPLIED.set(settled.version)
+            self._compare(self._released)
             _COUNT.set(settled.size)
             _RELOAD.observe(milliseconds / 1000)
             log.info(
                 "rules applied", version=settled.version, rules=settled.size, cause=cause, ms=round(milliseconds, 1)
             )
+
+    def _compare(self, released: int) -> None:
+        """Note how far the version that is applied is behind the released one."""
+        behind = max(0, released - self._applied[0])
+        if not behind:
+            self._behind_since = None
+        elif self._behind_since is None:
+            self._behind_since = time.monotonic()
+        self._released = released
+        _RELEASED.set(released)
+        _LAG.set(behind)
+
+    def _lag(self) -> float:
+        since = self._behind_since
+        return 0.0 if since is None else time.monotonic() - since
 
     async def _report(self) -> None:
         async with self._reporting:  # one after the other, or an older report could land last

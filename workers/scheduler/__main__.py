@@ -23,9 +23,11 @@ from shared.store.overrides import Overrides
 from shared.store.policies import StoredPolicies
 from shared.store.pool import Pool
 from shared.store.routers import Routers
+from workers.scheduler.figures import count_queues, count_routers, count_waiting
 
 log = structlog.get_logger()
 
+DRAIN = 20.0  # seconds to hand out to the end what is in hand
 POLL = 1.0  # seconds between two looks for what is due
 BATCH = 100  # deliveries woken in one transaction: at most so many are doubled when a scheduler dies
 KEPT = timedelta(days=30)  # how long a stored body outlives the patience for its mail
@@ -37,7 +39,7 @@ _WOKEN = Counter("pushpush_woken_total", "Waiting deliveries handed back to the 
 
 
 async def work(settings: Settings, stop: asyncio.Event) -> None:
-    """Wake and prune until told to stop."""
+    """Wake and prune until told to stop, then hand out to the end what is in hand."""
     state = health.Health("broker", "store")
     pool = Pool(settings.database_url, name="scheduler")
     await pool.open()
@@ -45,31 +47,43 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
     try:
         async with Link(settings.amqp_url, name="scheduler", health=state) as link:
             publisher = Publisher(link)
-            waking = wake(Deferred(pool), publisher, state)
+            hand = asyncio.Lock()
+            waking = wake(Deferred(pool), publisher, state, hand=hand)
             ending = end_rules(pool, publisher)
             pruning = prune(pool, publisher, settings.max_age)
-            async with main.background(main.pulse(state), waking, ending, pruning):
+            figures = (count_waiting(pool), count_queues(link), count_routers(pool))
+            async with main.background(main.pulse(state), waking, ending, pruning, *figures):
                 await stop.wait()
+                await _empty(hand)
     finally:
         stop_serving()
         await pool.close()
 
 
-async def wake(deferred: Deferred, publisher: Publisher, state: Health) -> None:
-    """Hand out what is due, again and again; never ends."""
+async def _empty(hand: asyncio.Lock) -> None:
+    """Take the lock, so that nothing more is handed out. Broken off, what the broker has and not confirmed doubles."""
+    try:
+        await asyncio.wait_for(hand.acquire(), DRAIN)
+    except TimeoutError:
+        log.warning("the broker does not confirm what is handed out; it may be handed out twice")
+
+
+async def wake(deferred: Deferred, publisher: Publisher, state: Health, *, hand: asyncio.Lock) -> None:
+    """Hand out what is due, again and again, holding the lock; never ends."""
 
     async def publish(due: Sequence[bytes]) -> None:
         await asyncio.gather(*(publisher.raw(topology.REROUTE, wire) for wire in due))
 
     while True:
         try:
-            woken = await deferred.wake(now=now(), limit=BATCH, publish=publish)
+            async with hand:
+                woken = await deferred.wake(now=now(), limit=BATCH, publish=publish)
             state.well("store")
         except BrokerUnavailable as error:
             log.warning("cannot wake mail, trying on", error=str(error))
             woken = 0
         except StoreUnavailable as error:
-            state.ill("store", str(error))
+            state.ill("store", str(error), refused=error.refused)
             log.warning("cannot wake mail, trying on", error=str(error))
             woken = 0
         if woken:

@@ -5,6 +5,8 @@ import os
 from alembic import context
 from sqlalchemy import create_engine, pool, text
 
+from shared.store.pool import KEEPALIVES
+
 LOCK = 7_250_417  # an advisory lock of our own; two pods that start together must not migrate together
 
 
@@ -17,7 +19,7 @@ def url() -> str:
 
 def run() -> None:
     """Upgrade within one transaction, under the lock."""
-    engine = create_engine(url(), poolclass=pool.NullPool)
+    engine = create_engine(url(), poolclass=pool.NullPool, connect_args={"options": KEEPALIVES})
     with engine.connect() as connection:
         context.configure(connection=connection, transaction_per_migration=False)
         with context.begin_transaction():

@@ -41,6 +41,7 @@ async def measure(console: Console) -> list[Figure]:
     named = [each for each in sys.argv[1:] if not each.startswith("-")]  # none: all of them
     with console.status("Starting a private RabbitMQ and PostgreSQL") as status:
         async with opened(FOLDER) as site:
+            await site.migrated()
             for scene in SCENES:
                 if named and scene.__name__ not in named:
                     continue

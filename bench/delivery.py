@@ -30,7 +30,6 @@ _WINDOW = 256  # publishes under way at once
 
 async def worker_cost(site: Site) -> list[Figure]:
     """CPU of the smtp and https workers a message of 4 KiB, above that of a room that delivers nothing."""
-    await site.migrated()
     certificate, authority = _certificates(site)
     idle = await _no_op(site)
     async with _sink("bench.sink", "--count", str(JOBS)) as (_, port):
@@ -46,7 +45,6 @@ async def worker_cost(site: Site) -> list[Figure]:
 
 async def troubled_destinations(site: Site) -> list[Figure]:
     """The rate to a healthy destination: alone, beside one that answers after 30 s, and beside one that is dead."""
-    await site.migrated()
     alone = await _healthy_rate(site, None)
     async with _sink("bench.sink", "--delay", str(SLOW)) as (_, port):
         slow = await _healthy_rate(site, f"127.0.0.1:{port}")

@@ -22,7 +22,6 @@ _WINDOW = 64  # publishes under way at once
 
 async def journal(site: Site) -> list[Figure]:
     """Events through one journal into PostgreSQL, in large batches and in small ones."""
-    await site.migrated()
     await topology.declare_events(site.channel)
     figures = []
     for size in _BATCHES:

@@ -51,7 +51,6 @@ _PAGES: Sequence[tuple[str, str, Mapping[str, str]]] = (
 
 async def panel(site: Site) -> list[Figure]:
     """Pages and API with 100,000 rules and 1,000,000 waiting deliveries: the median of 40 answers each."""
-    await site.migrated()
     await asyncio.to_thread(_fill, site, _FILL)
     async with site.fleet({"panel": 1}, {"PUSHPUSH_ADMIN_TOKEN": _TOKEN}) as fleet:
         await fleet.wait_ready()

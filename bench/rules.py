@@ -166,7 +166,6 @@ async def _rules(site: Site, count: int) -> None:
         with psycopg.connect(site.services.database_url, autocommit=True) as connection:
             connection.execute("ANALYZE dns_overrides")
 
-    await site.migrated()
     await asyncio.to_thread(write)
 
 

@@ -24,7 +24,6 @@ _FILL = f"""
 
 async def waking(site: Site) -> list[Figure]:
     """One scheduler hands 20,000 deliveries that are due back to the routers."""
-    await site.migrated()
     await site.empty()
     await asyncio.to_thread(_fill, site)
     async with site.fleet({"scheduler": 1}) as fleet:

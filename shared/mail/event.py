@@ -96,6 +96,15 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[Event, ...]
 
 
+class _Loose(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch whose events are not looked at."""
+
+    source: str
+    number: int
+    emitted: int
+    events: tuple[msgspec.Raw, ...]
+
+
 Emit = Callable[[Sequence[Event]], None]  # takes events on; never waits and never raises
 
 
@@ -110,6 +119,8 @@ class BatchError(ValueError):
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Batch).decode
+_decode_event = msgspec.json.Decoder(Event).decode
+_decode_loosely = msgspec.json.Decoder(_Loose).decode
 
 
 def encode(batch: Batch) -> bytes:
@@ -118,18 +129,33 @@ def encode(batch: Batch) -> bytes:
 
 
 def decode(data: bytes) -> Batch:
-    """Read a batch.
+    """Read a batch, but for events of kinds that only a later release knows: they count as lost.
 
     Raises:
-        BatchError: The bytes are none.
+        BatchError: The bytes are none, or none of the events can be read.
     """
     try:
-        batch = _decode(data)
+        try:
+            batch = _decode(data)
+        except msgspec.ValidationError:
+            batch = _what_is_known(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BatchError(f"no batch of events: {error}") from error
     if any(each.at.tzinfo is None for each in batch.events):
         raise BatchError("a time has no zone")
     return batch
+
+
+def _what_is_known(data: bytes) -> Batch:
+    loose, known = _decode_loosely(data), []
+    for each in loose.events:
+        try:
+            known.append(_decode_event(each))
+        except msgspec.ValidationError:
+            continue  # rooms are upgraded one after the other
+    if not known:
+        raise msgspec.ValidationError("none of the events is known here")
+    return Batch(source=loose.source, number=loose.number, emitted=loose.emitted, events=tuple(known))
 
 
 def routed(

@@ -10,8 +10,18 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from shared.mail.domain import normalise
 from shared.mail.retry import Schedule, parse_duration, parse_waits
@@ -47,6 +57,17 @@ def _waits(text: object) -> object:
     return parse_waits(text) if isinstance(text, str) else text
 
 
+def _address(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        readable = parts.port != 0 and bool(parts.hostname)
+    except ValueError:  # its words may quote the password
+        readable = False
+    if not readable:
+        raise ValueError("it is no address of a server; of a password, / ? # [ ] are written %2F %3F %23 %5B %5D")
+    return url
+
+
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
 
@@ -56,7 +77,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    amqp_url: str = Field(
+    amqp_url: Annotated[str, AfterValidator(_address)] = Field(
         repr=False, pattern=r"^amqps?://", description="RabbitMQ, amqp://USER:PASSWORD@HOST:PORT/VHOST"
     )
     database_url: str = Field(

@@ -1,5 +1,7 @@
 """Spans of OpenTelemetry's, as `shared/runtime/tracing.py` hands them out; imported only while traces are on."""
 
+import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,17 +27,21 @@ class _Recorded(Span):
         self._span = span
 
     def end(self, outcome: str = "", *, well: bool = True) -> None:
-        if not self._span.is_recording():
-            return
-        if outcome:
-            self._span.set_attribute("pushpush.outcome", outcome)
-        if not well:
-            self._span.set_status(Status(StatusCode.ERROR, outcome))
-        self._span.end()
+        # What it is about may have been delivered and not settled: raising here would deliver it again.
+        with contextlib.suppress(Exception):
+            if not self._span.is_recording():
+                return
+            if outcome:
+                self._span.set_attribute("pushpush.outcome", outcome)
+            if not well:
+                self._span.set_status(Status(StatusCode.ERROR, outcome))
+            self._span.end()
 
 
 def starter(tracer: Tracer) -> Callable[[str, Carrier, Kind, Mapping[str, Any]], Span]:
     """Return a function that begins spans of a tracer."""
+    # For each message it would warn of a state that it cannot read, and quote it.
+    logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
 
     def start(name: str, parent: Carrier, kind: Kind, attributes: Mapping[str, Any]) -> Span:
         began = tracer.start_span(

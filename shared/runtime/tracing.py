@@ -55,7 +55,10 @@ def span(name: str, parent: Carrier, *, kind: Kind = "CONSUMER", **attributes: s
         kind: By which tools draw it.
         attributes: Get the prefix `pushpush.`; no local part of an address may be among them.
     """
-    return Span(parent) if _start is None else _start(name, parent, kind, attributes)
+    if _start is not None:
+        with contextlib.suppress(Exception):  # whatever is wrong with it, the mail goes on
+            return _start(name, parent, kind, attributes)
+    return Span(parent)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,8 @@ _AWAY = (psycopg.Error, PoolTimeout, PoolClosed, OSError)
 PATIENCE = 30.0  # seconds for a transaction; a server that is frozen rather than down never answers
 CHECK = 2.0  # seconds in which a connection has to answer before it is given to anybody
 LOOK = 5.0  # seconds between two looks whether the store is there, for the health
+# For the server's end of a connection: the locks of a machine that is gone would be held for two hours otherwise.
+KEEPALIVES = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
 _GRACE = 0.2  # of the patience more, in which the server may end what it was asked to; then the connection is dropped
 
 
@@ -65,7 +67,7 @@ class Pool:
                 "note": self._note,
                 "application_name": f"pushpush {name}",
                 # Compiling a statement takes longer than any of ours runs: 200 ms for the delta of a rule change.
-                "options": "-c jit=off",
+                "options": f"-c jit=off {KEEPALIVES}",
                 "connect_timeout": 3,
                 # A dead peer is noticed in seconds, not in the two hours of the system's default.
                 "keepalives_idle": 5,

@@ -34,6 +34,12 @@ def before(revision: str) -> str:
     return _git("rev-parse", f"{added}^" if added else "HEAD")
 
 
+def before_change(path: str) -> str:
+    """Return the commit before the last one that changed a file; that is HEAD while its change is not committed."""
+    changed = "" if _git("status", "--porcelain", "--", path) else _git("log", "-1", "--format=%H", "--", path)
+    return _git("rev-parse", f"{changed}^" if changed else "HEAD")
+
+
 def tree(commit: str, folder: Path) -> Path:
     """Return the files of a commit, in a folder of their own below this one; skip where there is no history."""
     if _git("rev-parse", "--is-shallow-repository") != "false":

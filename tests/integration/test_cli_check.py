@@ -75,10 +75,12 @@ async def test_all_is_well(pushpush: CommandLine, pool: Pool) -> None:
     await Deferred(pool).defer(delivery(accepted_at=now() - timedelta(hours=3)), MESSAGE, now() + timedelta(hours=1))
     await DeadLetters(pool).keep([Letter(headers={}, data=b"x", reason="a test")])
     assert {} == await faults(pushpush)
-    text = await pushpush("check")
+    text = await pushpush("check", hostname="mail.us.example")
     assert (0, "", False) == (text.code, text.err, "NO" in text.out)
     assert "1 delivery waits, the oldest for 3 h" in text.out
     assert "RabbitMQ 3." in text.out
+    warned = await pushpush("check", hostname="mail")
+    assert (0, True) == (warned.code, "set PUSHPUSH_HOSTNAME to one that has an address" in warned.err)
 
 
 async def test_nobody_runs(pushpush: CommandLine, queues: Queues) -> None:

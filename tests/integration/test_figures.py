@@ -15,6 +15,7 @@ from shared.broker import topology
 from shared.broker.link import Link
 from shared.mail.rule import make_rule
 from shared.runtime.clock import now
+from shared.runtime.errors import StoreUnavailable
 from shared.runtime.health import Health
 from shared.store.dead import DeadLetters, Letter
 from shared.store.deferred import Deferred
@@ -147,6 +148,24 @@ async def test_without_a_store_it_counts_on(
     await own.close()
 
 
+async def test_a_count_that_failed_late_is_made_again_soon(
+    store_wire: Wire, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that answered nothing for a minute must not leave the alerts blind for an hour."""
+    monkeypatch.setattr(figures, "COUNT", 0.05)
+    monkeypatch.setattr(figures, "BLIND", 0.1)
+    monkeypatch.setattr(figures, "SHARE", 1_000)
+    own = Pool(through(database, store_wire), name="test", timeout=0.5)
+    await store_wire.cut()
+    await own.open()
+    before = value("figures_timestamp_seconds", of="waiting")
+    async with running(count_waiting(own)):
+        await asyncio.sleep(1)  # it has failed at least once, after half a second
+        await store_wire.mend()
+        await until(lambda: value("figures_timestamp_seconds", of="waiting") > before, within=30)
+    await own.close()
+
+
 async def test_a_router_that_is_behind(pool: Pool) -> None:
     """While a message is in flight under older rules, the lag grows; then there is none."""
     rules, overrides = Rules(), Overrides(pool)
@@ -165,3 +184,22 @@ async def test_a_router_that_is_behind(pool: Pool) -> None:
         *(value("rules_version"), value("rules_released_version")),
         *(value("rules_lag_versions"), value("rules_lag_seconds")),
     )
+
+
+async def test_what_is_applied_is_exported_though_it_could_not_be_written(
+    store_wire: Wire, database: str, pool: Pool
+) -> None:
+    """The router routes by it; that the store went away just then must not show an older version until the next one."""
+    rules, own = Rules(), Pool(through(database, store_wire), name="test", timeout=0.5)
+    await own.open()
+    reloader = Reloader(rules, Rulebooks(own), Overrides(own), Routers(own), name="r1", health=Health())
+    await reloader.reload("start")
+    with rules.reading():
+        await Overrides(pool).set(make_rule("a.example", "b.example"), actor="ann", release=True)
+        reloading = asyncio.create_task(reloader.reload("event"))
+        await until(lambda: value("rules_lag_versions") == 1)
+        await store_wire.cut()
+    with pytest.raises(StoreUnavailable):
+        await reloading
+    assert (1, 0) == (value("rules_version"), value("rules_lag_versions"))
+    await own.close()

@@ -105,9 +105,7 @@ class TestRooms:
             assert {"maxSurge": "25%", "maxUnavailable": 0} == each["spec"]["strategy"]["rollingUpdate"]
             assert [room] == [one for one, it in budgets.items() if selects(it["spec"]["selector"], labels)]
             assert 1 == budgets[room]["spec"]["maxUnavailable"]
-            # A router routes also while it is not ready, since PostgreSQL is away; a new one could not.
-            evicted = "IfHealthyBudget" if room == "router" else "AlwaysAllow"
-            assert evicted == budgets[room]["spec"]["unhealthyPodEvictionPolicy"]
+            assert "AlwaysAllow" == budgets[room]["spec"]["unhealthyPodEvictionPolicy"]
             spec = each["spec"]["template"]["spec"]
             spread = {it["topologyKey"]: it for it in spec["topologySpreadConstraints"]}
             assert {"topology.kubernetes.io/zone", "kubernetes.io/hostname"} == set(spread)

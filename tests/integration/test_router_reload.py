@@ -210,10 +210,10 @@ class TestWithoutDatabase:
             await store_wire.cut()
             await queues.event(b'{"version": 1}')
             assert ("b.example",) == await target_of_the_next(queues)
-            await until(lambda: _says(router.health, "rules", "version 1 is kept"))
+            await until(lambda: _says(router.health, "rules", "version 1 is kept", status=200))
             await save(overrides, "c.example")
             await store_wire.mend()
-            await until(router.ready, within=15)
+            await until(lambda: _is_well(router.health), within=15)
             assert ("c.example",) == await target_of_the_next(queues)
 
 
@@ -225,6 +225,12 @@ async def _status(health: Callable[[], Awaitable[tuple[int, dict[str, str]]]], s
     return (await health())[0] == status
 
 
-async def _says(health: Callable[[], Awaitable[tuple[int, dict[str, str]]]], need: str, words: str) -> bool:
-    status, faults = await health()
-    return status == 503 and words in faults.get(need, "")
+async def _says(
+    health: Callable[[], Awaitable[tuple[int, dict[str, str]]]], need: str, words: str, *, status: int = 503
+) -> bool:
+    found, faults = await health()
+    return found == status and words in faults.get(need, "")
+
+
+async def _is_well(health: Callable[[], Awaitable[tuple[int, dict[str, str]]]]) -> bool:
+    return not (await health())[1]

@@ -97,11 +97,22 @@ def test_every_fault_is_named_at_once(tmp_path: Path) -> None:
     assert expected == {beginning for beginning in expected for line in named if line.startswith(beginning)}
 
 
+@pytest.mark.parametrize("password", ["s3/cret", "s3?cret", "s3#cret", "s3[cret", "s3]cret", "s3\u2100cret"])
+def test_a_password_that_breaks_the_address_is_told_to_nobody(password: str) -> None:
+    """No room starts with it, and tries on for ever; and what cannot be read is not quoted."""
+    [fault] = faults({**LEAST, "PUSHPUSH_AMQP_URL": f"amqp://mail:{password}@rabbit:5672/"})
+    assert fault.startswith("PUSHPUSH_AMQP_URL is malformed: it is no address of a server")
+    assert "s3" not in fault
+    assert "s3%2Fcret" in read(AMQP_URL="amqp://mail:s3%2Fcret@rabbit:5672/").amqp_url
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("AMQP_URL", "http://rabbit"),
         ("AMQP_URL", "rabbit:5672"),
+        ("AMQP_URL", "amqp:///"),
+        ("AMQP_URL", "amqp://mail@rabbit:amqp/"),
         ("DATABASE_URL", "sqlite:///x"),
         ("HOSTNAME", "my host"),
         ("HOSTNAME", "mx\r\nMAIL FROM:<>"),

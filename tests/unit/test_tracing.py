@@ -4,11 +4,13 @@ import subprocess
 import sys
 
 import pytest
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 from shared.mail import codec
 from shared.mail.envelope import Envelope
 from shared.runtime import tracing
 from shared.runtime.settings import Settings
+from shared.runtime.spans import starter
 from tests.integration.conftest import MESSAGE, NOON, delivery, envelope
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -60,6 +62,47 @@ def test_off_it_hands_on_what_came() -> None:
         span = tracing.span("deliver smtp", {"traceparent": PARENT}, kind="CLIENT", id="m1")
         span.end("delivered")
         assert {"traceparent": PARENT} == span.carrier
+
+
+class Broken(SpanProcessor):
+    """Part of a pipeline of spans that fails with each."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+        self.failed = 0
+
+    def on_start(self, *_: object, **__: object) -> None:
+        """Fail when a span begins."""
+        self._fail("start")
+
+    def on_end(self, *_: object) -> None:
+        """Fail when one ends."""
+        self._fail("end")
+
+    def _fail(self, now: str) -> None:
+        if now == self.at:
+            self.failed += 1
+            raise RuntimeError("a fault of the pipeline")
+
+
+@pytest.mark.parametrize("at", ["start", "end"])
+def test_a_fault_of_a_pipeline_reaches_no_mail(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raised after a delivery it would have it delivered again; and the context of the sender goes along."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(broken := Broken(at))
+    monkeypatch.setattr(tracing, "_start", starter(provider.get_tracer("test")))
+    with tracing.span("deliver smtp", {"traceparent": PARENT}, id="m1") as span:
+        span.end("delivered")
+    assert 1 == broken.failed
+    assert PARENT[:35] == span.carrier["traceparent"][:35]
+
+
+def test_a_state_of_a_sender_is_not_written_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """It comes with each message, and anything may stand in it."""
+    start = starter(TracerProvider(shutdown_on_exit=False).get_tracer("test"))
+    span = start("route", {"traceparent": PARENT, "tracestate": "ann@a.example, ?"}, "CONSUMER", {})
+    assert {"traceparent"} == span.carrier.keys()
+    assert [] == caplog.records
 
 
 def run(code: str, **env: str) -> tuple[int, str]:

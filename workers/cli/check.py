@@ -52,18 +52,25 @@ def check(json: Json = False) -> None:
             "dead": lambda: _dead(queues, pool),
         }
         found = dict(zip(looks, await asyncio.gather(*map(_found, looks.values())), strict=True))
-        return _result(found)
+        return _result(found, _warnings(fleet.settings))
 
     run("check", work, json=json)
 
 
-def _result(found: dict[str, Found]) -> Result:
+def _warnings(settings: Settings) -> tuple[str, ...]:
+    if "." in settings.hostname:
+        return ()
+    words = f"{settings.hostname} is no name that other mail servers believe, and many refuse mail for it"
+    return (f"{words}: set PUSHPUSH_HOSTNAME to one that has an address",)
+
+
+def _result(found: dict[str, Found], warnings: tuple[str, ...]) -> Result:
     shown = table("what", "well", "why")
     for name, (well, why) in found.items():
         shown.add_row(name, "yes" if well else "NO", why)
     data = {name: {"ok": well, "detail": why} for name, (well, why) in found.items()}
     fault = "; ".join(f"{name}: {why}" for name, (well, why) in found.items() if not well)
-    return Result(data=data, text=shown, code=REFUSED if fault else 0, fault=fault)
+    return Result(data=data, text=shown, code=REFUSED if fault else 0, fault=fault, warnings=warnings)
 
 
 async def _found(look: Callable[[], Awaitable[Found]]) -> Found:

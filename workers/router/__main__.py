@@ -39,7 +39,7 @@ _HEARTBEAT = 10  # seconds: a router that hangs is cut off soon, and only then a
 
 async def work(settings: Settings, stop: asyncio.Event) -> None:
     """Route until told to stop, then finish what is in hand and sign out."""
-    state = health.Health("broker", "rules", once=("store",))
+    state = health.Health("broker", once=("store", "rules"))  # with rules that may be old it routes on
     pool = Pool(settings.database_url, name="router")
     rules = Rules()
     name = f"{settings.instance}-{os.getpid()}-{new_id()[:6]}"  # in containers every process has the same pid

@@ -147,11 +147,11 @@ class Reloader:
         self._health.well("rules")
         if settled.version > self._applied[0] or before is None:
             self._applied = (settled.version, settled.mark)
-            await self._report()
-            milliseconds = (time.monotonic() - began) * 1000
             _APPLIED.set(settled.version)
             self._compare(self._released)
             _COUNT.set(settled.size)
+            await self._report()
+            milliseconds = (time.monotonic() - began) * 1000
             _RELOAD.observe(milliseconds / 1000)
             log.info(
                 "rules applied", version=settled.version, rules=settled.size, cause=cause, ms=round(milliseconds, 1)

@@ -47,25 +47,28 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
     try:
         async with Link(settings.amqp_url, name="scheduler", health=state) as link:
             publisher = Publisher(link)
-            hand = asyncio.Lock()
+            hand, rules = asyncio.Lock(), asyncio.Lock()
             waking = wake(Deferred(pool), publisher, state, hand=hand)
-            ending = end_rules(pool, publisher)
+            ending = end_rules(pool, publisher, hold=rules)
             pruning = prune(pool, publisher, settings.max_age)
             figures = (count_waiting(pool), count_queues(link), count_routers(pool))
             async with main.background(main.pulse(state), waking, ending, pruning, *figures):
                 await stop.wait()
-                await _empty(hand)
+                await asyncio.gather(_empty(hand), _empty(rules))
     finally:
         stop_serving()
         await pool.close()
 
 
-async def _empty(hand: asyncio.Lock) -> None:
-    """Take the lock, so that nothing more is handed out. Broken off, what the broker has and not confirmed doubles."""
+async def _empty(lock: asyncio.Lock) -> None:
+    """Take the lock, so that nothing more is begun.
+
+    Broken off, what the broker has and not confirmed doubles, and mail of ended rules is not due before its time.
+    """
     try:
-        await asyncio.wait_for(hand.acquire(), DRAIN)
+        await asyncio.wait_for(lock.acquire(), DRAIN)
     except TimeoutError:
-        log.warning("the broker does not confirm what is handed out; it may be handed out twice")
+        log.warning("broker or database do not answer in time; what is in hand may be handed out twice, or late")
 
 
 async def wake(deferred: Deferred, publisher: Publisher, state: Health, *, hand: asyncio.Lock) -> None:
@@ -93,27 +96,32 @@ async def wake(deferred: Deferred, publisher: Publisher, state: Health, *, hand:
             await asyncio.sleep(POLL)
 
 
-async def end_rules(pool: Pool, publisher: Publisher) -> None:
+async def end_rules(pool: Pool, publisher: Publisher, *, hold: asyncio.Lock) -> None:
     """End temporary rules, as a change that routers apply at once; then waiting mail of theirs is due. Never ends."""
-    overrides = Overrides(pool)
     while True:
         await asyncio.sleep(POLL)
         try:
-            saved = await overrides.expire(now())
-            if saved is None or saved.released is None:
-                continue
-            if (earlier := saved.version - saved.released.since - 1) > 0:
-                log.warning("the end of a rule released changes that were saved with --no-reload", changes=earlier)
-            log.info("rules ended", version=saved.version, keys=[each.lookup_key for each in saved.changes][:_NAMED])
-            # Should this process die here, routers find the release by themselves within their poll.
-            try:
-                applied = await announce(saved.version, publisher, Routers(pool))
-                log.info("end of rules announced", applied=len(applied.applied), late=applied.late)
-            finally:
-                due = await flush(saved.released, overrides, Deferred(pool), now())
-                log.info("mail of ended rules is due", deliveries=due)
+            async with hold:
+                await _end_rules(pool, publisher)
         except FleetError as error:
             log.warning("cannot end rules, trying on", error=str(error))
+
+
+async def _end_rules(pool: Pool, publisher: Publisher) -> None:
+    overrides = Overrides(pool)
+    saved = await overrides.expire(now())
+    if saved is None or saved.released is None:
+        return
+    if (earlier := saved.version - saved.released.since - 1) > 0:
+        log.warning("the end of a rule released changes that were saved with --no-reload", changes=earlier)
+    log.info("rules ended", version=saved.version, keys=[each.lookup_key for each in saved.changes][:_NAMED])
+    # Should this process die here, routers find the release by themselves within their poll.
+    try:
+        applied = await announce(saved.version, publisher, Routers(pool))
+        log.info("end of rules announced", applied=len(applied.applied), late=applied.late)
+    finally:
+        due = await flush(saved.released, overrides, Deferred(pool), now())
+        log.info("mail of ended rules is due", deliveries=due)
 
 
 async def prune(pool: Pool, publisher: Publisher, max_age: timedelta) -> None:

@@ -5,6 +5,7 @@ it: what cannot be counted now is counted later, and what is exported meanwhile 
 """
 
 import asyncio
+import math
 import time
 from datetime import timedelta
 from typing import Final
@@ -26,6 +27,7 @@ log = structlog.get_logger()
 LOOK = 15.0  # seconds between two looks at queues and routers
 COUNT = 30.0  # seconds between two counts of waiting mail, at least
 SHARE = 50  # and at least so many times as long as a count takes: no more than 2 % of one process of the database
+BLIND = 120.0  # seconds, at most, until the next count after one that failed: what it took says nothing of the database
 BORDERS: Final = (timedelta(minutes=5), timedelta(hours=1), timedelta(hours=4), timedelta(days=1))
 AGES: Final = ("0-5m", "5m-1h", "1h-4h", "4h-1d", "1d+")
 
@@ -43,12 +45,13 @@ async def count_waiting(pool: Pool) -> None:
     """Count waiting mail and dead letters, again and again; never ends."""
     waiting, dead = WaitingMail(pool), DeadLetters(pool)
     while True:
-        began = time.monotonic()
+        began, most = time.monotonic(), math.inf
         try:
             standing = await waiting.standing(BORDERS)
             letters = await dead.count()
         except StoreUnavailable as error:
             log.debug("cannot count waiting mail, trying on", error=str(error))
+            most = BLIND
         else:
             for age, number in zip(AGES, standing.counts, strict=True):
                 _WAITING.labels(age).set(number)
@@ -56,7 +59,7 @@ async def count_waiting(pool: Pool) -> None:
             _OVERDUE.set(standing.overdue.total_seconds())
             _DEAD.set(letters)
             _AT.labels("waiting").set_to_current_time()
-        await asyncio.sleep(max(COUNT, SHARE * (time.monotonic() - began)))
+        await asyncio.sleep(min(most, max(COUNT, SHARE * (time.monotonic() - began))))
 
 
 async def count_queues(link: Link) -> None:

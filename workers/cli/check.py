@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from shared.broker import topology
 from shared.broker.depths import Depths, Queue
-from shared.broker.link import Link
+from shared.broker.link import FAULTS, Link
 from shared.delivery.resolver import Resolver
 from shared.mail.outcome import Deferred as NotNow
 from shared.mail.rule import RuleError, make_rule
@@ -98,6 +98,8 @@ async def _broker(link: Link) -> Found:
             False,
             "RabbitMQ takes no messages: it is short of memory or disk; see `rabbitmq-diagnostics alarms` there",
         )
+    except FAULTS as error:
+        return False, f"RabbitMQ ended the connection while it was asked: {error!r}"
     return True, f"RabbitMQ {version} takes messages, every queue is there"
 
 

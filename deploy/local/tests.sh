@@ -1,5 +1,5 @@
 #!/bin/sh
-# `make test`: three parts side by side, since most of them is waiting: for services that restart, for peers that stall on
+# `make test`: four parts side by side, since most of them is waiting: for services that restart, for peers that stall on
 # purpose. Each has a RabbitMQ and a PostgreSQL of its own, where it needs them.
 set -u
 cd "$(dirname "$0")/../.."
@@ -11,14 +11,17 @@ pytest=".venv/bin/python -m pytest -q"  # a command, not a function: what is end
 
 $pytest -m panel tests/integration tests/e2e >"$logs/panel" 2>&1 &
 panel=$!
-$pytest -m "not panel and (fleet or not services)" tests/integration tests/e2e >"$logs/peers" 2>&1 &
+$pytest -m "fleet and not panel" tests/e2e >"$logs/fleet" 2>&1 &
+fleet=$!
+$pytest -m "not panel and not services" tests/integration >"$logs/peers" 2>&1 &
 peers=$!
-trap 'kill "$panel" "$peers" 2>/dev/null; exit 130' INT TERM HUP
+trap 'kill "$panel" "$fleet" "$peers" 2>/dev/null; exit 130' INT TERM HUP
 
 $pytest -m "services and not panel" tests/integration "$@"
 failed=$?
 printf '\nThe other parts, which run beside this one:\n'
 wait "$panel" || failed=$?
+wait "$fleet" || failed=$?
 wait "$peers" || failed=$?
 cat "$logs"/*
 exit "$failed"

@@ -222,7 +222,8 @@ class _Upload(aiohttp.Payload):
         One that is kept may carry the next message already.
         """
         if self._transport is not None and self._transport.is_closing():
-            self._transport.abort()
+            with contextlib.suppress(AttributeError):  # asyncio's own, which has ended, has no loop any more
+                self._transport.abort()
 
 
 async def _note_reuse(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:

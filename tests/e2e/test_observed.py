@@ -145,7 +145,7 @@ def waited(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 async def numbers(fleet: Fleet) -> None:
     """Look at what each room exports: metrics that are documented, labels and values of closed sets."""
     seen: dict[str, set[str]] = {}
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
         for name in fleet.names:
             answer = await client.get(f"http://127.0.0.1:{fleet.metrics_port(name)}/metrics")
             for family in text_string_to_metric_families(answer.text):

@@ -17,7 +17,7 @@ async def test_the_next_message_takes_the_rule(world: World) -> None:
         MxdelivPeer() as one,
         MxdelivPeer() as other,
         world.fleet({"router": 2, "https": 1, "panel": 1}, admin_token=TOKEN) as fleet,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{fleet.panel_port()}", trust_env=False) as client,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{fleet.panel_port()}", trust_env=False, timeout=60) as client,
     ):
         call = {
             "method": "POST",

@@ -29,7 +29,7 @@ class Router:
     async def health(self, path: str = "/readyz") -> tuple[int, dict[str, str]]:
         """Return the status of an answer and the faults in it."""
         url = f"http://127.0.0.1:{self.settings.metrics_port}{path}"
-        async with httpx.AsyncClient(trust_env=False, verify=False) as client:
+        async with httpx.AsyncClient(trust_env=False, verify=False, timeout=60) as client:
             try:
                 answer = await client.get(url)
             except httpx.HTTPError:

@@ -67,7 +67,7 @@ async def started(settings: Settings, **env: str) -> AsyncIterator[Process]:
 
 async def answers(url: str) -> bool:
     """Say whether somebody answers there."""
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
         try:
             return (await client.get(url)).status_code == 200
         except httpx.TransportError:
@@ -80,7 +80,7 @@ async def test_it_tells_no_secrets(settings: Settings, pool: Pool) -> None:
     wrong = f"pp_{'w' * 43}"
     async with started(settings) as panel:
         await until(lambda: answers(f"{panel.url}/login"), within=60)
-        async with httpx.AsyncClient(base_url=panel.url, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=panel.url, trust_env=False, timeout=60) as client:
             for token in (secret, ADMIN_TOKEN, wrong, "a guess"):
                 await client.get("/api/v1/session", headers={"Authorization": f"Bearer {token}"})
                 await client.post("/login", data={"token": token})

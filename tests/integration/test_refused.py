@@ -50,7 +50,7 @@ class Room:
 
     async def get(self, path: str) -> tuple[int, str]:
         """Return the status and the body of an answer, 0 when there is none."""
-        async with httpx.AsyncClient(trust_env=False, verify=False) as client:
+        async with httpx.AsyncClient(trust_env=False, verify=False, timeout=60) as client:
             try:
                 answer = await client.get(f"http://127.0.0.1:{self.port}{path}")
             except httpx.HTTPError:

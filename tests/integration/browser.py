@@ -56,9 +56,10 @@ class Visit:
         await self.page.screenshot(path=_folder() / f"{name}.png", full_page=True)
 
     async def click(self, name: str, *, exact: bool = False) -> None:
-        """Press the button, or follow the link, of that name."""
+        """Press the button, or follow the link, of that name, and wait until the page is all there."""
         either = self.page.get_by_role("button", name=name, exact=exact)
         await either.or_(self.page.get_by_role("link", name=name, exact=exact)).first.click()
+        await self.page.wait_for_load_state("domcontentloaded")
 
     async def said(self) -> str:
         """Return what the page says of the action before."""

@@ -60,8 +60,7 @@ class TestTrace:
             await visit.page.keyboard.press("Enter")
             await expect(visit.page.locator("tbody tr")).to_have_count(1)
         await visit.click("m1", exact=True)
-        kinds = await visit.page.locator(".line .badge").all_inner_texts()
-        assert ["routed", "deferred", "delivered"] == kinds
+        await expect(visit.page.locator(".line .badge")).to_have_text(["routed", "deferred", "delivered"])
         text = await visit.text()
         assert "Delivered to 1 recipient." in text
         assert r"451  <script>alert(1)</script>\u202egnp" in text.replace("451 <", "451  <")

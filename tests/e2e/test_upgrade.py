@@ -4,7 +4,7 @@ The release before a migration is the commit before the one that added it, as th
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import psycopg
@@ -17,6 +17,7 @@ from shared.broker import topology
 from shared.broker.link import Link
 from shared.broker.publisher import Publisher
 from shared.store import migrate
+from tests.databases import new_database
 from tests.e2e.conftest import World
 from tests.e2e.load import Load, smtp_behaviour
 from tests.e2e.releases import REVISIONS, Release, before, tree, until
@@ -35,23 +36,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def database(world: World) -> Iterator[Callable[[str], str]]:
+def database(world: World) -> Callable[[str], str]:
     """A function that makes a database with the tables of a revision, and returns its URL."""
-    made: list[str] = []
 
     def make(revision: str) -> str:
-        name = f"upgrade_{revision}"
-        with psycopg.connect(world.postgres.url, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        made.append(name)
-        url = f"{world.postgres.url.rpartition('/')[0]}/{name}"
+        url = new_database(world.postgres.url, f"upgrade_{revision}")
         command.upgrade(migrate._config(url), revision)
         return url
 
-    yield make
-    with psycopg.connect(world.postgres.url, autocommit=True) as connection:
-        for name in made:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    return make
 
 
 class Scene:

@@ -20,6 +20,7 @@ from shared.store.deferred import Deferred
 from shared.store.overrides import Overrides
 from shared.store.pool import Pool
 from shared.store.routers import Routers
+from tests.databases import new_database
 from tests.integration.command_line import CommandLine, commands
 from tests.integration.conftest import MESSAGE, Queues, Wire, delivery, through, until
 from tests.integration.rooms import running
@@ -222,12 +223,7 @@ async def test_tables_of_another_release(pushpush: CommandLine, database: str) -
     async with revision(database, "9999"):
         ran = await pushpush("check", "--json")
         assert "the tables are of a newer release (9999)" in ran.object["data"]["database"]["detail"]
-    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
-        await connection.execute("CREATE DATABASE bare")
-        try:
-            found = await faults(pushpush, database_url=f"{database.rpartition('/')[0]}/bare")
-        finally:
-            await connection.execute("DROP DATABASE bare WITH (FORCE)")
+    found = await faults(pushpush, database_url=await asyncio.to_thread(new_database, database, "bare"))
     assert "the tables are not there yet: run `pushpush migrate`" == found["database"]
 
 

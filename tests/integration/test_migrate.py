@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -12,6 +11,7 @@ from sqlalchemy.exc import OperationalError
 
 from deploy.local.services import PostgreSQL
 from shared.store import migrate
+from tests.databases import new_database
 
 pytestmark = [pytest.mark.anyio, pytest.mark.services]
 
@@ -23,12 +23,9 @@ _WAITING = """
 
 
 @pytest.fixture
-def empty(postgres: PostgreSQL) -> Iterator[str]:
+def empty(postgres: PostgreSQL) -> str:
     """The URL of a database without tables."""
-    with psycopg.connect(postgres.url, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE migrated")
-        yield f"{postgres.url.rpartition('/')[0]}/migrated"
-        connection.execute("DROP DATABASE migrated WITH (FORCE)")
+    return new_database(postgres.url, "migrated")
 
 
 async def test_a_table_in_use_keeps_nobody_waiting_behind_the_migration(empty: str) -> None:

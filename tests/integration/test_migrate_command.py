@@ -14,6 +14,7 @@ from alembic import command
 from deploy.local.services import PostgreSQL
 from shared.runtime.settings import Settings
 from shared.store import migrate
+from tests.databases import new_database
 from tests.integration.command_line import CommandLine, Ran, commands
 from tests.integration.conftest import Wire, through, until
 
@@ -24,12 +25,9 @@ NEWER = "9999"  # a revision that only a later release knows
 
 
 @pytest.fixture
-def empty(postgres: PostgreSQL) -> Iterator[str]:
+def empty(postgres: PostgreSQL) -> str:
     """The URL of a database without tables."""
-    with psycopg.connect(postgres.url, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE fresh")
-        yield f"{postgres.url.rpartition('/')[0]}/fresh"
-        connection.execute("DROP DATABASE fresh WITH (FORCE)")
+    return new_database(postgres.url, "fresh")
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 import subprocess
 import sys
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -26,6 +25,7 @@ from shared.store.routers import Routers
 from shared.store.rulebooks import OtherHistoryError, Rulebooks
 from shared.store.selection import Selection
 from shared.store.waiting import WaitingMail
+from tests.databases import new_database
 from tests.integration.conftest import MESSAGE, NOON, Wire, delivery, through, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.services]
@@ -81,13 +81,9 @@ EVERY_CALL: list[Callable[[Pool], Any]] = [
 
 
 @pytest.fixture
-def empty(postgres: PostgreSQL) -> Iterator[str]:
+def empty(postgres: PostgreSQL) -> str:
     """The URL of a database without tables."""
-    name = f"empty_{uuid.uuid4().hex[:8]}"
-    with psycopg.connect(postgres.url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-        yield postgres.url.rpartition("/")[0] + f"/{name}"
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    return new_database(postgres.url, "empty")
 
 
 def tables(url: str) -> list[str]:

@@ -29,15 +29,23 @@ def _free_rows(url: str) -> int:
         return len(connection.execute("SELECT id FROM deferred FOR UPDATE SKIP LOCKED").fetchall())
 
 
+async def _at_work(
+    settings: Settings, stop: asyncio.Event, pool: Pool, queues: Queues, wire: Wire
+) -> asyncio.Task[None]:
+    """Return a scheduler that speaks to the broker through a wire, once it has handed out its first row."""
+    slow = settings.model_copy(update={"amqp_url": through(settings.amqp_url, wire)})
+    working = asyncio.create_task(scheduler.work(slow, stop))
+    await Deferred(pool).defer(delivery(id="first"), MESSAGE, now())
+    await queues.take(topology.REROUTE)
+    return working
+
+
 async def test_what_is_being_handed_out_is_handed_out_once(
     settings: Settings, pool: Pool, queues: Queues, broker_wire: Wire
 ) -> None:
     """Told to end while the broker has the messages and not confirmed them: the rows are gone when it ends."""
     stop = asyncio.Event()
-    slow = settings.model_copy(update={"amqp_url": through(settings.amqp_url, broker_wire)})
-    working = asyncio.create_task(scheduler.work(slow, stop))
-    await Deferred(pool).defer(delivery(id="first"), MESSAGE, now())
-    await queues.take(topology.REROUTE)
+    working = await _at_work(settings, stop, pool, queues, broker_wire)
     broker_wire.passing.clear()
     await asyncio.gather(*(Deferred(pool).defer(delivery(id=f"m{n}"), MESSAGE, now()) for n in range(COUNT)))
     await until(lambda: _free_rows(settings.database_url) == 0, wanted="all rows in hand")
@@ -55,10 +63,7 @@ async def test_a_broker_that_confirms_nothing_keeps_no_scheduler(
     """After a while it ends all the same; the rows stay, and another one hands them out."""
     monkeypatch.setattr(scheduler, "DRAIN", 0.2)
     stop = asyncio.Event()
-    slow = settings.model_copy(update={"amqp_url": through(settings.amqp_url, broker_wire)})
-    working = asyncio.create_task(scheduler.work(slow, stop))
-    await Deferred(pool).defer(delivery(id="first"), MESSAGE, now())
-    await queues.take(topology.REROUTE)
+    working = await _at_work(settings, stop, pool, queues, broker_wire)
     broker_wire.passing.clear()
     await Deferred(pool).defer(delivery(), MESSAGE, now())
     await until(lambda: _free_rows(settings.database_url) == 0, wanted="the row in hand")

@@ -269,6 +269,7 @@ class Actor:
         while left:
             verdict = next(iter(left.values()))
             alike = {recipient: each for recipient, each in left.items() if _alike(each, verdict)}
+            at = self._now()  # noted before: the next worker may be done with it before we know
             try:
                 done = await self._settle_alike(delivery, message, alike)
             except BrokerUnavailable as error:
@@ -279,7 +280,7 @@ class Actor:
             else:
                 settled |= done
                 told = {each: verdicts[each] for each in done}
-                self._emit(event.settled(delivery, told, at=self._now(), room=self._by, ms=ms, size=size))
+                self._emit(event.settled(delivery, told, at=at, room=self._by, ms=ms, size=size))
                 left = {recipient: each for recipient, each in left.items() if recipient not in alike}
         await self._settler.tell(delivery, message, {each: verdicts[each] for each in settled})
 
